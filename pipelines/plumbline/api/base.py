@@ -1,0 +1,85 @@
+"""What every model of the contract shares."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+# A DNS-1035 label: stage names become parts of Kubernetes object names.
+Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=30)]
+Uri = Annotated[str, Field(min_length=1, max_length=1024)]
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$", max_length=32)]
+PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=2**31 - 1)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class SpecModel(BaseModel):
+    """A block of the spec: strict (no unknown field, no silent conversion), camelCase outside, never changed."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        alias_generator=to_camel,
+        validate_by_name=True,  # for Python callers; files are validated with by_name=False
+        use_attribute_docstrings=True,
+    )
+
+
+class ArtifactType(StrEnum):
+    """What a stage hands to the next. A stage input accepts exactly one of these."""
+
+    DATASET = "Dataset"
+    PREFERENCE_DATASET = "PreferenceDataset"
+    MODEL = "Model"
+    REWARD_MODEL = "RewardModel"
+    REPORT = "Report"
+    ENDPOINT = "Endpoint"
+
+
+BASE = "base"
+"""The reserved name under which inputs refer to `spec.model.base`."""
+
+
+class Input(SpecModel):
+    """One input role of a stage kind: what it accepts and where it comes from when the run does not say."""
+
+    type: ArtifactType
+    required: bool = True
+    default_to_base: bool = False
+    """With no earlier stage of this type (and none named) the input is `spec.model.base`."""
+    nearest: bool = True
+    """With none named, the nearest earlier stage of this type is taken."""
+    many: bool = False
+
+
+class StageSpec(SpecModel):
+    """The block of one stage kind, with the traits that the stage graph needs to know."""
+
+    inputs: ClassVar[dict[str, Input]] = {}
+    output: ClassVar[ArtifactType | None] = None
+    """None: the block's own `produces` field says."""
+    program: ClassVar[str | None] = None
+    """Module whose `run(context, spec)` does the work. None: this version has no program for the kind."""
+    code_version: ClassVar[str] = "1"
+    """Part of the fingerprint: raise it when the same spec and inputs would give another artifact."""
+    unfingerprinted: ClassVar[frozenset[str]] = frozenset()
+    """Top-level fields (Python names) that change how the work is done, not what comes out."""
+
+    def output_type(self) -> ArtifactType:
+        """The artifact type that this stage produces."""
+        return self.output or ArtifactType(self.produces)  # type: ignore[attr-defined]
+
+    def external_uris(self) -> dict[str, str]:
+        """Inputs from outside the run, by field path below the block: `{"sources[0].uri": "s3://…"}`."""
+        return {}
+
+    def problems(self) -> list[tuple[str, str]]:
+        """What field types cannot say: (field path below the block, sentence) for each contradiction."""
+        return []

@@ -1,0 +1,74 @@
+"""`rlhf`: reinforcement learning on the model's own answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from plumbline.api.base import ArtifactType, Input, NonNegativeFloat, PositiveFloat, PositiveInt, SpecModel
+from plumbline.api.stages.training import MODEL_INPUT, CheckpointSpec, OptimizerSpec, TrainingSpec
+
+
+class SamplingSpec(SpecModel):
+    """How rollouts are sampled. Temperature only: top-k or top-p would change the probabilities that training sees."""
+
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; log-probabilities in training are divided by it too."""
+    max_tokens: PositiveInt = 256
+    """Longest answer in tokens."""
+
+
+class RewardSpec(SpecModel):
+    """One verifiable reward; several are summed by weight."""
+
+    type: Literal["exactMatch", "numericMatch"] = "exactMatch"
+    """`exactMatch`: 1 if the answer is the reference answer up to white space. `numericMatch`: 1 if their last numbers are equal."""
+    weight: PositiveFloat = 1.0
+    """Weight in the sum."""
+
+
+class RolloutSpec(SpecModel):
+    """The pool of rollout actors."""
+
+    workers: PositiveInt = 1
+    """Rollout actors; each holds a merged copy of the model and is sent the adapter after each update."""
+    sync_tolerance: PositiveFloat = 0.05
+    """Largest difference between the engine's and the trainer's log-probabilities of one token before the stage stops."""
+
+
+class RlhfSpec(TrainingSpec):
+    """Reinforcement learning with rollout workers: GRPO (arXiv 2402.03300)."""
+
+    inputs: ClassVar = {"model": MODEL_INPUT, "dataset": Input(type=ArtifactType.DATASET)}
+    program: ClassVar = "plumbline.stages.rlhf"
+    unfingerprinted: ClassVar = frozenset({"parallelism", "checkpoint", "rollout"})
+
+    algorithm: Literal["grpo"] = "grpo"
+    """Advantage estimator and loss. `grpo`: rewards standardised within the group of answers to one prompt."""
+    steps: PositiveInt = 100
+    """Rollout-and-update steps."""
+    prompts_per_step: PositiveInt = 32
+    """Distinct prompts in a step."""
+    group_size: Annotated[int, Field(ge=2, le=1024)] = 8
+    """Answers sampled for each prompt (TRL: 8). One answer has no group to compare with."""
+    updates_per_step: Annotated[int, Field(ge=1, le=16)] = 1
+    """Optimizer steps on each batch of rollouts. Above 1 the clipped ratio matters."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Ratios below 1 - clipLow get no gradient (PPO: 0.2)."""
+    clip_high: PositiveFloat = 0.2
+    """Ratios above 1 + clipHigh get no gradient (PPO: 0.2; DAPO: 0.28)."""
+    kl_coefficient: NonNegativeFloat = 0.0
+    """Weight of the KL penalty to the input model (k3 estimator). 0, as in TRL and DAPO, saves the reference pass."""
+    scale_advantages: bool = True
+    """Divide by the group's standard deviation; off is Dr.GRPO's choice (arXiv 2503.20783)."""
+    sampling: SamplingSpec = SamplingSpec()
+    """How answers are sampled."""
+    rewards: list[RewardSpec] = Field(default=[RewardSpec()], min_length=1, max_length=16)
+    """What is rewarded. The reference answer is the last assistant turn of the dataset's row."""
+    rollout: RolloutSpec = RolloutSpec()
+    """Rollout actors. Does not enter the fingerprint."""
+    optimizer: OptimizerSpec = OptimizerSpec(learning_rate=1e-5, schedule="constant", warmup_ratio=0.0)
+    """Optimizer and learning rate. 1e-5 is ten times the usual 1e-6 of full tuning."""
+    checkpoint: CheckpointSpec = CheckpointSpec(every_steps=10)
+    """When to save for resuming."""

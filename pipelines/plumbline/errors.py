@@ -1,0 +1,70 @@
+"""Errors that are for people: one sentence that names the culprit and says what to do. No traceback is shown for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EXIT_RETRYABLE = 1
+EXIT_INVALID = 2
+EXIT_GATE = 3
+EXIT_INTERRUPTED = 130
+
+
+class PlumblineError(Exception):
+    """Something that the reader can understand and act on; trying again may help."""
+
+    exit_code = EXIT_RETRYABLE
+
+
+class InvalidInput(PlumblineError):
+    """Input that will be as wrong the next time: never retried."""
+
+    exit_code = EXIT_INVALID
+
+
+class GateNotPassed(PlumblineError):
+    """The evaluation gate did not pass, so what it guards is not done."""
+
+    exit_code = EXIT_GATE
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a run file.
+
+    Attributes:
+        path: field path, such as `spec.stages[1].sft.epochs`.
+        message: what is wrong, with the value, and what would be accepted.
+    """
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class InvalidRun(InvalidInput):
+    """All problems of a run at once."""
+
+    def __init__(self, problems: Sequence[Problem], origin: str = "") -> None:
+        self.problems = list(problems)
+        head = f"{origin}: " if origin else ""
+        super().__init__("\n".join(f"{head}{problem}" for problem in self.problems))
+
+
+def plain_cause(error: BaseException) -> PlumblineError | None:
+    """The PlumblineError inside whatever Ray, a pool or `raise … from` wrapped around it, or None."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, PlumblineError):
+            return current
+        pending += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        pending += list(getattr(current, "worker_failures", {}).values())  # Ray Train's WorkerGroupError
+    return None

@@ -1,0 +1,90 @@
+"""What a run will do: wiring, fingerprints, what is cached. Both drivers start from a plan."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plumbline.api.run import AlignmentRun
+from plumbline.artifacts import Artifact, Workspace
+from plumbline.errors import InvalidRun, PlumblineError, Problem
+from plumbline.external import identity
+from plumbline.graph import Graph, Node, build_graph, fingerprints
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run with everything resolved. `to_json` is the RUN.json of the stage program."""
+
+    run: AlignmentRun
+    graph: Graph
+    fingerprints: dict[str, str]
+    identities: dict[str, str]
+    workspace_uri: str
+
+    @property
+    def name(self) -> str:
+        return self.run.metadata.name
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.workspace_uri)
+
+    def artifact(self, stage: str) -> Artifact | None:
+        """The artifact of a stage, if it is whole. A `serve` stage has none: its endpoint lives or does not."""
+        return self.workspace.find(self.graph[stage].kind, self.fingerprints[stage])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": self.run.model_dump(mode="json", by_alias=True, exclude_none=True),
+            "fingerprints": self.fingerprints,
+            "identities": self.identities,
+            "workspace": self.workspace_uri,
+        }
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a RUN.json."""
+        try:
+            value = json.loads(path.read_text())
+        except OSError as error:
+            raise PlumblineError(f"{path} cannot be read: {error}") from error
+        run = AlignmentRun.model_validate(value["run"], by_name=False, by_alias=True)
+        return cls(run, build_graph(run.spec), value["fingerprints"], value["identities"], value["workspace"])
+
+
+def make_plan(run: AlignmentRun, workspace: str | None = None) -> Plan:
+    """Resolve external inputs and fingerprints.
+
+    Args:
+        run: a validated run.
+        workspace: URI instead of `spec.workspace.uri`.
+
+    Raises:
+        InvalidRun: the wiring is wrong, or an external input does not exist.
+        PlumblineError: an external input cannot be reached.
+    """
+    graph = build_graph(run.spec)
+    problems = [_unavailable(i, node) for i, node in enumerate(graph.nodes) if node.spec.program is None]
+    identities: dict[str, str] = {}
+    wanted = {"spec.model.base": run.spec.model.base}
+    for i, node in enumerate(graph.nodes):
+        wanted |= {f"spec.stages[{i}].{node.kind}.{where}": uri for where, uri in node.spec.external_uris().items()}
+    for where, uri in wanted.items():
+        try:
+            revision = run.spec.model.revision if where == "spec.model.base" else None
+            identities[uri] = identity(uri, revision, where)
+        except PlumblineError as error:
+            if error.exit_code != InvalidRun.exit_code:
+                raise
+            problems.append(Problem(where, str(error).removeprefix(f"{where}: ")))
+    if problems:
+        raise InvalidRun(problems)
+    resolved = Workspace(workspace or run.spec.workspace.uri).uri
+    return Plan(run, graph, fingerprints(graph, run.spec, identities), identities, resolved)
+
+
+def _unavailable(i: int, node: Node) -> Problem:
+    return Problem(f"spec.stages[{i}].{node.kind}", f"this version of Plumbline cannot run kind {node.kind} yet")

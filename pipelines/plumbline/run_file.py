@@ -1,0 +1,187 @@
+"""Reading AlignmentRun files: YAML, `--set`, validation with field paths and line numbers."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from plumbline.api.run import AlignmentRun
+from plumbline.errors import InvalidInput, InvalidRun, Problem
+from plumbline.graph import build_graph
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is written twice; plain YAML would let the last one win in silence."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            raise InvalidInput(f"line {line}: '{key}' is written twice (first in line {seen[key]})")
+        seen[key] = line
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load_run(path: Path, overrides: list[str] | None = None) -> AlignmentRun:
+    """Read, override and validate one run.
+
+    Args:
+        path: YAML file with one AlignmentRun.
+        overrides: `path=value` words; a path starts below `spec`, and a stage goes by name or number:
+            `stages.sft.sft.maxSteps=10`, `stages.data.curate.sources.0.uri=my.jsonl`.
+
+    Raises:
+        InvalidInput: the file cannot be read or is not YAML, or an override does not fit.
+        InvalidRun: with every problem of the run.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}") from error
+    try:
+        documents = [d for d in yaml.load_all(text, _StrictLoader) if d is not None]  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}, {error}") from error
+    if len(documents) != 1 or not isinstance(documents[0], dict):
+        raise InvalidInput(f"{path} must hold one AlignmentRun; it holds {len(documents)} documents")
+    for override in overrides or []:
+        _override(documents[0], override)
+    lines = _lines(text)
+    try:
+        run = AlignmentRun.model_validate(documents[0], by_name=False, by_alias=True)
+        build_graph(run.spec)
+    except ValidationError as error:
+        problems = [_problem(details, documents[0]) for details in error.errors(include_url=False)]
+        raise InvalidRun(_with_lines(problems, lines), str(path)) from None
+    except InvalidRun as error:
+        raise InvalidRun(_with_lines(error.problems, lines), str(path)) from None
+    return run
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    where, equals, text = override.partition("=")
+    if not equals or not where:
+        raise InvalidInput(f"--set {override}: write it as path=value, such as stages.sft.sft.maxSteps=10")
+    parts = [part for part in re.split(r"[.\[\]]+", where) if part]
+    if parts and parts[0] not in ("spec", "metadata"):
+        parts.insert(0, "spec")
+    current: Any = document
+    for i, part in enumerate(parts):
+        shown = ".".join(parts[: i + 1])
+        if isinstance(current, list):
+            index: int | str = _index(current, part, override, shown)
+        elif isinstance(current, dict):
+            index = part
+        else:
+            raise InvalidInput(f"--set {override}: '{shown}' is below a plain value")
+        if i == len(parts) - 1:
+            value = yaml.safe_load(text)
+            if isinstance(current, list) and index == len(current):
+                current.append(value)
+            else:
+                current[index] = value
+        else:
+            if isinstance(current, dict) and not isinstance(current.get(part), dict | list):
+                current[part] = {}
+            current = current[index]
+
+
+def _index(items: list[Any], part: str, override: str, shown: str) -> int:
+    if part.isdigit() and int(part) < len(items):
+        return int(part)
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if part in names:
+        return names.index(part)
+    known = ", ".join(str(name) for name in names if name) or "none"
+    raise InvalidInput(f"--set {override}: '{shown}' is neither a number below {len(items)} nor a name; names: {known}")
+
+
+def _field_path(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path or "(the whole file)"
+
+
+def _problem(details: Any, document: dict[str, Any]) -> Problem:
+    """One pydantic error in plain words: the value and what would be accepted."""
+    location = tuple(details["loc"])
+    path = _field_path(location)
+    value = details["input"]
+    shown = repr(value) if not isinstance(value, dict | list) else f"a {'mapping' if isinstance(value, dict) else 'list'}"
+    match details["type"]:
+        case "extra_forbidden":
+            options = _siblings(location)
+            close = difflib.get_close_matches(str(location[-1]), options, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(options)}"
+            return Problem(path, f"unknown field; {hint}")
+        case "missing":
+            return Problem(path, "required and not given")
+        case "literal_error":
+            return Problem(path, f"{shown} is not accepted; use one of {details['ctx']['expected']}")
+        case "string_pattern_mismatch":
+            return Problem(path, f"{shown} does not match {details['ctx']['pattern']}")
+        case _:
+            expected = details["msg"].removeprefix("Input should be ").removeprefix("Input should ")
+            return Problem(path, f"{shown} is not accepted; expected {expected[0].lower()}{expected[1:]}")
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """Field names that the model at the parent of `location` knows."""
+    model: type[BaseModel] | None = AlignmentRun
+    for part in location[:-1]:
+        if isinstance(part, int) or model is None:
+            continue
+        found = next((f for n, f in model.model_fields.items() if (f.alias or n) == part), None)
+        model = _model_in(found.annotation) if found else None
+    return [f.alias or n for n, f in model.model_fields.items()] if model else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_in(argument)
+        if found:
+            return found
+    return None
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Field path → line number, from 1."""
+    found: dict[str, int] = {}
+
+    def visit(node: yaml.Node, path: tuple[int | str, ...]) -> None:
+        found.setdefault(_field_path(path), node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                found[_field_path((*path, key.value))] = key.start_mark.line + 1
+                visit(value, (*path, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                visit(value, (*path, i))
+
+    root = next((node for node in yaml.compose_all(text, yaml.SafeLoader) if node is not None), None)
+    if root is not None:
+        visit(root, ())
+    return found
+
+
+def _with_lines(problems: list[Problem], lines: dict[str, int]) -> list[Problem]:
+    return [
+        Problem(problem.path, f"{problem.message} (line {lines[problem.path]})") if problem.path in lines else problem
+        for problem in problems
+    ]
