@@ -1,0 +1,56 @@
+"""Naming a model: its base, and the Model artifact (adapter, tokenizer, chat template) that tuned it, if any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from plumbline.artifacts import Artifact, Workspace
+from plumbline.plan import Plan
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """Enough to load a model anywhere. Plain values: it travels to Ray actors and into manifests.
+
+    Attributes:
+        base: `builtin://tiny`, `hf://ORG/NAME`, or a folder URI in Hugging Face form.
+        revision: commit of a hub model, None for others.
+        dtype: `auto`, `float32` or `bfloat16`.
+        workspace, kind, fingerprint: where the Model artifact lies; all None for the bare base.
+    """
+
+    base: str
+    revision: str | None = None
+    dtype: str = "auto"
+    workspace: str | None = None
+    kind: str | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, artifact: Artifact | None) -> ModelReference:
+        """The model of an artifact, or the run's base where there is none."""
+        model = plan.run.spec.model
+        identity = plan.identities[model.base]
+        revision = identity.removeprefix("commit:") if identity.startswith("commit:") else None
+        if artifact is None:
+            return cls(model.base, revision, model.dtype)
+        return cls(model.base, revision, model.dtype, plan.workspace_uri, artifact.manifest["kind"], artifact.fingerprint)
+
+    def artifact(self) -> Artifact | None:
+        """The Model artifact, None for the bare base."""
+        if self.workspace is None or self.kind is None or self.fingerprint is None:
+            return None
+        found = Workspace(self.workspace).find(self.kind, self.fingerprint)
+        assert found is not None, f"{self} was handed over before it was whole"
+        return found
+
+    def adapter_folder(self) -> Path | None:
+        """Local folder with the adapter in PEFT form, None for the bare base."""
+        artifact = self.artifact()
+        return artifact.local() / "adapter" if artifact else None
+
+    def tokenizer_folder(self) -> Path | None:
+        """Local folder with the tokenizer that the artifact brings, None for the bare base."""
+        artifact = self.artifact()
+        return artifact.local() / "tokenizer" if artifact else None

@@ -1,0 +1,106 @@
+"""How every process of Plumbline meets Ray: one place for its environment, for starting and for connecting."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from typing import Any
+
+from plumbline.errors import InvalidInput, PlumblineError
+
+SETTINGS = {
+    # Train polls its workers this often; the default of 2 s delays every report and every failure by as much.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # On a busy machine Serve's proxy takes longer than the default to answer.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def apply_settings() -> None:
+    """Put the settings into this process's environment; what the user set stays."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    # gloo takes the address that the host name resolves to; where that is loopback, only loopback works.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo") if _host_is_loopback() else None
+
+
+def _host_is_loopback() -> bool:
+    try:
+        return socket.gethostbyname(socket.gethostname()).startswith("127.")
+    except OSError:
+        return True
+
+
+def start_local(cpus: int) -> str:
+    """Start a Ray of our own on this machine, with a token of its own; returns its address for `RAY_ADDRESS`.
+
+    It ends with this process, however that ends.
+    """
+    apply_settings()
+    # Explicit mode and token: otherwise they depend on files that other Ray versions left in the home folder.
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.pop("RAY_ADDRESS", None)
+    import ray
+
+    context = ray.init(address="local", num_cpus=cpus, **_quiet())
+    address = str(context.address_info["gcs_address"])
+    os.environ["RAY_ADDRESS"] = address
+    return address
+
+
+def connect() -> None:
+    """Connect to the Ray at `RAY_ADDRESS`; nothing to do when this process is connected already.
+
+    Raises:
+        InvalidInput: the address has a form that cannot work.
+        PlumblineError: nothing answers there.
+    """
+    apply_settings()
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    check_address(address)
+    try:
+        ray.init(address=address, **_quiet())
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise PlumblineError(f"Ray at '{address}' cannot be joined: {str(error).splitlines()[0]}") from error
+
+
+def check_address(address: str) -> None:
+    """Refuse an address at once that Ray would try for minutes.
+
+    Raises:
+        InvalidInput: not HOST:PORT (or `auto`).
+        PlumblineError: nothing listens there.
+    """
+    if address == "auto":
+        return
+    if address.startswith("ray://"):
+        raise InvalidInput(f"Ray address '{address}': Ray Train cannot work through ray://; give HOST:PORT of the head (6379)")
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise InvalidInput(f"Ray address '{address}' is not HOST:PORT, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise PlumblineError(
+            f"no Ray answers at '{address}' ({error}); start one with `ray start --head`, "
+            "or leave --ray-address out for an embedded one"
+        ) from error
+
+
+def _quiet() -> dict[str, Any]:
+    return {"log_to_driver": False, "logging_level": logging.ERROR, **({"include_dashboard": False} if "RAY_ADDRESS" not in os.environ else {})}
