@@ -147,8 +147,15 @@ def _refusal(name: str, reader: str, accepts: Input, earlier: list[Node], spec: 
 
 
 def _check_kind_rules(nodes: list[Node], path: str, problems: list[Problem]) -> None:
-    """The one rule that spans stages: what is served is what a gate passed."""
+    """The rules that span stages: a gate compares with what its stage evaluates; what is served is what a gate passed."""
     node = nodes[-1]
+    baselines = node.inputs.get("baselines", ())
+    for i, gate in enumerate(getattr(node.spec, "gates", [])):
+        if gate.baseline is not None and gate.baseline not in baselines:
+            message = (
+                f"'{gate.baseline}' is no baseline of '{node.name}'; its inputs.baselines: {_join(baselines) or 'none'}"
+            )
+            problems.append(Problem(f"{path}.{node.kind}.gates[{i}].baseline", message))
     if node.kind != "serve" or getattr(node.spec, "ungated", False):
         return
     named = [n for name in node.inputs.get("report", ()) for n in nodes if n.name == name]

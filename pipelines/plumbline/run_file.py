@@ -16,14 +16,29 @@ from plumbline.graph import build_graph
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is written twice; plain YAML would let the last one win in silence."""
+    """Reads scalars as kubectl does, and refuses a key that is written twice (plain YAML: the last one wins in silence)."""
+
+
+# PyYAML reads 1e-5 as a word, 2024-01-01 as a date and 1:30 as ninety; kubectl reads a number, a word and a word.
+_NUMBERS = {
+    "tag:yaml.org,2002:float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "tag:yaml.org,2002:int": r"[-+]?(0b[0-1_]+|0x[0-9a-fA-F_]+|0o?[0-7_]*|[1-9][0-9_]*)",
+}
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in _NUMBERS and tag != "tag:yaml.org,2002:timestamp"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag in sorted(_NUMBERS, reverse=True):  # integers first: every integer also reads as a float
+    _StrictLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_NUMBERS[_tag]})$"), list("-+.0123456789"))
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
         line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise InvalidInput(f"line {line}: a key must be a plain word, not a list or mapping")
+        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
         if key in seen:
             raise InvalidInput(f"line {line}: '{key}' is written twice (first in line {seen[key]})")
         seen[key] = line
@@ -55,48 +70,52 @@ def load_run(path: Path, overrides: list[str] | None = None) -> AlignmentRun:
         raise InvalidInput(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except InvalidInput as error:
         raise InvalidInput(f"{path}, {error}") from error
-    if len(documents) != 1 or not isinstance(documents[0], dict):
+    if len(documents) != 1:
         raise InvalidInput(f"{path} must hold one AlignmentRun; it holds {len(documents)} documents")
+    if not isinstance(documents[0], dict):
+        raise InvalidInput(f"{path} must hold one AlignmentRun, a mapping; it holds a {type(documents[0]).__name__}")
+    places = {field: f"line {line}" for field, line in _lines(text).items()}
     for override in overrides or []:
-        _override(documents[0], override)
-    lines = _lines(text)
+        places[_override(documents[0], override)] = f"--set {override}"
     try:
         run = AlignmentRun.model_validate(documents[0], by_name=False, by_alias=True)
         build_graph(run.spec)
     except ValidationError as error:
-        problems = [_problem(details, documents[0]) for details in error.errors(include_url=False)]
-        raise InvalidRun(_with_lines(problems, lines), str(path)) from None
+        problems = [_problem(details) for details in error.errors(include_url=False)]
+        raise InvalidRun(_with_places(problems, places), str(path)) from None
     except InvalidRun as error:
-        raise InvalidRun(_with_lines(error.problems, lines), str(path)) from None
+        raise InvalidRun(_with_places(error.problems, places), str(path)) from None
     return run
 
 
-def _override(document: dict[str, Any], override: str) -> None:
+def _override(document: dict[str, Any], override: str) -> str:
+    """Set one value; returns its field path."""
     where, equals, text = override.partition("=")
-    if not equals or not where:
+    if not equals or not where.strip(".[] "):
         raise InvalidInput(f"--set {override}: write it as path=value, such as stages.sft.sft.maxSteps=10")
+    try:
+        value = yaml.load(text, _StrictLoader)
+    except (yaml.YAMLError, InvalidInput) as error:
+        raise InvalidInput(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
     parts = [part for part in re.split(r"[.\[\]]+", where) if part]
-    if parts and parts[0] not in ("spec", "metadata"):
+    if parts[0] not in ("spec", "metadata"):
         parts.insert(0, "spec")
     current: Any = document
+    keys: list[int | str] = []
     for i, part in enumerate(parts):
         shown = ".".join(parts[: i + 1])
         if isinstance(current, list):
-            index: int | str = _index(current, part, override, shown)
+            keys.append(_index(current, part, override, shown))
         elif isinstance(current, dict):
-            index = part
+            keys.append(part)
         else:
-            raise InvalidInput(f"--set {override}: '{shown}' is below a plain value")
+            raise InvalidInput(f"--set {override}: '{shown}' is below a plain value ({current!r})")
         if i == len(parts) - 1:
-            value = yaml.safe_load(text)
-            if isinstance(current, list) and index == len(current):
-                current.append(value)
-            else:
-                current[index] = value
-        else:
-            if isinstance(current, dict) and not isinstance(current.get(part), dict | list):
-                current[part] = {}
-            current = current[index]
+            current[keys[-1]] = value
+        elif isinstance(current, dict) and current.get(part) is None:
+            current[part] = {}
+        current = current[keys[-1]]
+    return _field_path(tuple(keys))
 
 
 def _index(items: list[Any], part: str, override: str, shown: str) -> int:
@@ -116,7 +135,7 @@ def _field_path(location: tuple[int | str, ...]) -> str:
     return path or "(the whole file)"
 
 
-def _problem(details: Any, document: dict[str, Any]) -> Problem:
+def _problem(details: Any) -> Problem:
     """One pydantic error in plain words: the value and what would be accepted."""
     location = tuple(details["loc"])
     path = _field_path(location)
@@ -134,6 +153,8 @@ def _problem(details: Any, document: dict[str, Any]) -> Problem:
             return Problem(path, f"{shown} is not accepted; use one of {details['ctx']['expected']}")
         case "string_pattern_mismatch":
             return Problem(path, f"{shown} does not match {details['ctx']['pattern']}")
+        case "model_type" | "dict_type":
+            return Problem(path, f"{shown} is not accepted; expected a mapping")
         case _:
             expected = details["msg"].removeprefix("Input should be ").removeprefix("Input should ")
             return Problem(path, f"{shown} is not accepted; expected {expected[0].lower()}{expected[1:]}")
@@ -180,8 +201,12 @@ def _lines(text: str) -> dict[str, int]:
     return found
 
 
-def _with_lines(problems: list[Problem], lines: dict[str, int]) -> list[Problem]:
-    return [
-        Problem(problem.path, f"{problem.message} (line {lines[problem.path]})") if problem.path in lines else problem
-        for problem in problems
-    ]
+def _with_places(problems: list[Problem], places: dict[str, str]) -> list[Problem]:
+    """The problems with where they stand; for a field that is absent, where the block stands that lacks it."""
+    found = []
+    for problem in problems:
+        at = problem.path
+        while at and at not in places:
+            at = re.sub(r"(\.|^)[^.\[\]]*$|\[\d+\]$", "", at)
+        found.append(Problem(problem.path, f"{problem.message} ({places[at]})") if at else problem)
+    return found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
 # A DNS-1035 label: stage names become parts of Kubernetes object names.
@@ -26,10 +26,30 @@ class SpecModel(BaseModel):
         extra="forbid",
         strict=True,
         frozen=True,
+        allow_inf_nan=False,  # JSON has neither
         alias_generator=to_camel,
         validate_by_name=True,  # for Python callers; files are validated with by_name=False
         use_attribute_docstrings=True,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, value: Any) -> Any:
+        """A field that is null counts as not given, as the API server has it."""
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+def validated_by(*rules: tuple[str, str]) -> ConfigDict:
+    """Model configuration with CEL rules for the CRD: (rule over `self`, what is accepted).
+
+    They say what the block's `problems()` says, for the API server.
+    """
+    return ConfigDict(json_schema_extra={"x-kubernetes-validations": [{"rule": r, "message": m} for r, m in rules]})
+
+
+def list_map(key: str) -> dict[str, JsonValue]:
+    """Schema words for a list whose items are told apart by `key`: unique, and merged by it in server-side apply."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
 class ArtifactType(StrEnum):

@@ -22,9 +22,7 @@ class PodShape(SpecModel):
     """Accelerator type, as Ray names it (`H100`, `A100`, …)."""
     node_selector: dict[str, str] | None = None
     """Node labels that the Pod needs."""
-    template: dict[str, Any] | None = Field(
-        default=None, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}
-    )
+    template: dict[str, Any] | None = Field(default=None, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
     """Pod template laid over the generated one: tolerations, volumes, security context, …"""
 
 

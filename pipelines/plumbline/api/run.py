@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 
 from pydantic import ConfigDict, Field
 
-from plumbline.api.base import Name, NonNegativeInt, PositiveInt, SpecModel, StageSpec, Uri
+from plumbline.api.base import Name, NonNegativeInt, PositiveInt, SpecModel, StageSpec, Uri, list_map
 from plumbline.api.cluster import ClusterSpec
 from plumbline.api.stages.curate import CurateSpec
 from plumbline.api.stages.evaluate import EvaluateSpec
@@ -21,6 +21,7 @@ from plumbline.api.stages.synthesize import SynthesizeSpec
 GROUP, VERSION, KIND, PLURAL = "plumbline.dev", "v1alpha1", "AlignmentRun", "alignmentruns"
 API_VERSION = f"{GROUP}/{VERSION}"
 MAX_STAGES = 32
+MAX_NAME = 63  # of a run: its name becomes a label value
 
 
 class ModelSpec(SpecModel):
@@ -124,7 +125,7 @@ class RunSpec(SpecModel):
     """The base model that everything starts from."""
     workspace: WorkspaceSpec = Field(json_schema_extra={"x-immutable": True})
     """Where artifacts lie."""
-    stages: list[Stage] = Field(min_length=1, max_length=MAX_STAGES)
+    stages: list[Stage] = Field(min_length=1, max_length=MAX_STAGES, json_schema_extra=list_map("name"))
     """The pipeline, in an order in which every stage comes after its inputs."""
     cluster: ClusterSpec | None = None
     """Ray cluster of every stage that does not override it."""
@@ -151,7 +152,7 @@ class ObjectMeta(SpecModel):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=63)
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=MAX_NAME)
     """Name of the run."""
     namespace: str | None = None
     """Namespace; a local run has none."""

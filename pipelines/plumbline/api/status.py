@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from plumbline.api.base import NonNegativeInt, SpecModel
+from plumbline.api.base import NonNegativeInt, SpecModel, list_map
 
 Phase = Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"]
 StagePhase = Literal["Pending", "Waiting", "Running", "Cached", "Succeeded", "Failed", "Blocked", "Suspended"]
@@ -81,13 +81,9 @@ class RunStatus(SpecModel):
     """The spec generation that this status speaks of."""
     phase: Phase | None = None
     """Derived from the conditions, for people's eyes only."""
-    conditions: list[Condition] | None = Field(
-        default=None, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-    )
+    conditions: list[Condition] | None = Field(default=None, json_schema_extra=list_map("type"))
     """The run's conditions; `Complete` and `Failed` are terminal and exclude each other."""
-    stages: list[StageStatus] | None = Field(
-        default=None, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
-    )
+    stages: list[StageStatus] | None = Field(default=None, json_schema_extra=list_map("name"))
     """Each stage."""
     current_stage: str | None = None
     """The stage at work, for the printer column."""

@@ -16,11 +16,17 @@ from plumbline.api.base import (
     SpecModel,
     StageSpec,
     Uri,
+    list_map,
+    validated_by,
 )
 
 
 class TaskSpec(SpecModel):
     """One benchmark."""
+
+    model_config = validated_by(
+        ("self.benchmark == 'skills' || has(self.uri)", "every benchmark but skills needs the uri of its data")
+    )
 
     name: Name
     """Name in reports and gates."""
@@ -39,6 +45,10 @@ class TaskSpec(SpecModel):
 class GateSpec(SpecModel):
     """One rule. The gate passes when every rule passes; a rule that the numbers cannot decide is inconclusive."""
 
+    model_config = validated_by(
+        ("has(self.baseline) != has(self.threshold)", "give either a baseline (with minEffect) or a threshold")
+    )
+
     task: Name
     """The task whose score is judged."""
     baseline: Name | None = None
@@ -52,6 +62,10 @@ class GateSpec(SpecModel):
 class EvaluateSpec(StageSpec):
     """Evaluate through Ray Serve, compare, and decide the gate."""
 
+    model_config = validated_by(
+        ("self.gates.all(g, self.tasks.exists(t, t.name == g.task))", "gates[].task must name a task of the same stage")
+    )
+
     inputs: ClassVar = {
         "model": Input(type=ArtifactType.MODEL, default_to_base=True),
         "baselines": Input(type=ArtifactType.MODEL, nearest=False, default_to_base=True, many=True),
@@ -60,7 +74,7 @@ class EvaluateSpec(StageSpec):
     program: ClassVar = "plumbline.stages.evaluate"
     unfingerprinted: ClassVar = frozenset({"concurrency"})
 
-    tasks: list[TaskSpec] = Field(min_length=1, max_length=64)
+    tasks: list[TaskSpec] = Field(min_length=1, max_length=64, json_schema_extra=list_map("name"))
     """Benchmarks to run."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Level of every interval and of the gate."""

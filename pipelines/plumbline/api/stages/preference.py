@@ -7,7 +7,16 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from plumbline.api.base import ArtifactType, Input, PositiveFloat, PositiveInt
-from plumbline.api.stages.training import MODEL_INPUT, OptimizerSpec, TrainingSpec
+from plumbline.api.stages.training import MODEL_INPUT, OptimizerSpec, Schedule, TrainingSpec
+
+
+class PreferenceOptimizerSpec(OptimizerSpec):
+    """AdamW with the defaults of offline preference tuning."""
+
+    learning_rate: PositiveFloat = 5e-5
+    """Peak learning rate. 5e-5 is ten times the paper's full-tuning 5e-6, as is usual for adapters."""
+    schedule: Schedule = "linear"
+    """Decay after the warm-up: none, or to zero at the last step."""
 
 
 class PreferenceSpec(TrainingSpec):
@@ -22,8 +31,8 @@ class PreferenceSpec(TrainingSpec):
     """Strength of the tie to the input model (DPO paper: 0.1)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of swapped labels (conservative DPO)."""
-    optimizer: OptimizerSpec = OptimizerSpec(learning_rate=5e-5, schedule="linear")
-    """Optimizer and learning rate. 5e-5 is ten times the paper's full-tuning 5e-6, as is usual for adapters."""
+    optimizer: PreferenceOptimizerSpec = PreferenceOptimizerSpec()
+    """Optimizer and learning rate."""
     epochs: PositiveFloat = 1.0
     """Passes over the pairs."""
     max_steps: PositiveInt | None = None

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from plumbline.api.base import ArtifactType, Input, NonNegativeFloat, PositiveFloat, PositiveInt, SpecModel
-from plumbline.api.stages.training import MODEL_INPUT, CheckpointSpec, OptimizerSpec, TrainingSpec
+from plumbline.api.base import ArtifactType, Input, NonNegativeFloat, PositiveFloat, PositiveInt, Share, SpecModel
+from plumbline.api.stages.training import MODEL_INPUT, CheckpointSpec, OptimizerSpec, Schedule, TrainingSpec
 
 
 class SamplingSpec(SpecModel):
@@ -35,6 +35,24 @@ class RolloutSpec(SpecModel):
     """Rollout actors; each holds a merged copy of the model and is sent the adapter after each update."""
     sync_tolerance: PositiveFloat = 0.05
     """Largest difference between the engine's and the trainer's log-probabilities of one token before the stage stops."""
+
+
+class RlhfOptimizerSpec(OptimizerSpec):
+    """AdamW with the defaults of reinforcement learning."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate. 1e-5 is ten times the usual 1e-6 of full tuning."""
+    schedule: Schedule = "constant"
+    """Decay after the warm-up: none, or to zero at the last step."""
+    warmup_ratio: Share = 0.0
+    """Share of the steps in which the rate rises linearly from zero."""
+
+
+class RlhfCheckpointSpec(CheckpointSpec):
+    """Checkpoints of reinforcement learning, whose steps take longer."""
+
+    every_steps: PositiveInt = 10
+    """Steps between two checkpoints."""
 
 
 class RlhfSpec(TrainingSpec):
@@ -68,7 +86,7 @@ class RlhfSpec(TrainingSpec):
     """What is rewarded. The reference answer is the last assistant turn of the dataset's row."""
     rollout: RolloutSpec = RolloutSpec()
     """Rollout actors. Does not enter the fingerprint."""
-    optimizer: OptimizerSpec = OptimizerSpec(learning_rate=1e-5, schedule="constant", warmup_ratio=0.0)
-    """Optimizer and learning rate. 1e-5 is ten times the usual 1e-6 of full tuning."""
-    checkpoint: CheckpointSpec = CheckpointSpec(every_steps=10)
+    optimizer: RlhfOptimizerSpec = RlhfOptimizerSpec()
+    """Optimizer and learning rate."""
+    checkpoint: RlhfCheckpointSpec = RlhfCheckpointSpec()
     """When to save for resuming."""

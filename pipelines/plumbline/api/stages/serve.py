@@ -17,7 +17,7 @@ class ServeSpec(StageSpec):
         "report": Input(type=ArtifactType.REPORT, required=False),
     }
     output: ClassVar = ArtifactType.ENDPOINT
-    program: ClassVar = "plumbline.stages.serve"
+    program: ClassVar = "plumbline.serving.endpoint"  # a service, not a job: the drivers start it
     unfingerprinted: ClassVar = frozenset({"replicas", "port", "max_ongoing_requests"})
 
     model_name: str | None = Field(default=None, min_length=1, max_length=200)

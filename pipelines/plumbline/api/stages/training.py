@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ from plumbline.api.base import (
     SpecModel,
     StageSpec,
 )
+
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 class AdapterSpec(SpecModel):
@@ -39,7 +41,7 @@ class OptimizerSpec(SpecModel):
 
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate. 2e-4 is the usual LoRA value, about ten times that of full tuning."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     """Decay after the warm-up: none, or to zero at the last step."""
     warmup_ratio: Share = 0.03
     """Share of the steps in which the rate rises linearly from zero (Alpaca: 0.03)."""
@@ -79,7 +81,7 @@ class TrainingSpec(StageSpec):
     """The adapter to train. Unset: continue the input model's adapter, or, where it has none, a LoRA with the defaults."""
     optimizer: OptimizerSpec = OptimizerSpec()
     """Optimizer and learning rate."""
-    max_length: PositiveInt = Field(default=2048, le=1_048_576)
+    max_length: Annotated[int, Field(ge=1, le=1_048_576)] = 2048
     """Longest sequence in tokens; longer ones are cut at the end (supervised) or left out (pairs), and counted."""
     micro_batch_tokens: PositiveInt = 8192
     """Most tokens (padding included) in one forward pass of one worker. Bounds memory; does not change the gradient."""

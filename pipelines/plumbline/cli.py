@@ -1,0 +1,217 @@
+"""The `plumbline` command. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+EPILOG = "Exit codes: 0 done, 1 failed (try again), 2 wrong input, 3 gate not passed, 130 interrupted."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    from plumbline.errors import EXIT_INTERRUPTED, PlumblineError
+
+    try:
+        return int(options.command(options))
+    except PlumblineError as error:
+        if getattr(options, "json", False):
+            print(json.dumps({"event": "error", "message": str(error), "exitCode": error.exit_code}))
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        from plumbline.stage import sentence
+
+        words, code = sentence(error)
+        print(f"error: {words}", file=sys.stderr)
+        return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="plumbline", description="One AlignmentRun becomes an aligned, evaluated and served language model.", epilog=EPILOG
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", _run, "run it on this machine, or on a Ray cluster")
+    run.add_argument("--until", metavar="STAGE", help="only this stage and what it needs")
+    run.add_argument("--ray-address", metavar="HOST:PORT", help="a running Ray cluster instead of an embedded one")
+    run.add_argument("--no-serve", action="store_true", help="leave `serve` stages out")
+    for command in (run, _command(commands, "plan", _plan, "show stages, wiring and what is cached")):
+        command.add_argument("--json", action="store_true", help="JSON for programs")
+    _command(commands, "stop", _stop, "stop the endpoints that a local run left serving")
+
+    validate = commands.add_parser("validate", help="check run files; names every problem with its field path")
+    validate.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    validate.set_defaults(command=_validate)
+
+    crd = commands.add_parser("crd", help="print the CustomResourceDefinition")
+    crd.add_argument("--docs", action="store_true", help="print the reference page instead")
+    crd.set_defaults(command=_crd)
+    return parser
+
+
+def _command(commands: argparse._SubParsersAction, name: str, function: object, text: str) -> argparse.ArgumentParser:  # type: ignore[type-arg]
+    """A command that works on one run file."""
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=EPILOG)
+    command.add_argument("file", type=Path, metavar="FILE", help="AlignmentRun YAML")
+    command.add_argument("--workspace", metavar="URI", help="instead of spec.workspace.uri")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="change a field, such as stages.sft.sft.maxSteps=10"
+    )
+    command.set_defaults(command=function)
+    return command
+
+
+def _version() -> str:
+    from plumbline import __version__
+
+    return f"plumbline {__version__}"
+
+
+def _make_plan(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from plumbline.errors import InvalidRun
+    from plumbline.plan import make_plan
+    from plumbline.run_file import load_run
+
+    run = load_run(options.file, options.set)
+    try:
+        return make_plan(run, options.workspace)
+    except InvalidRun as error:
+        raise InvalidRun(error.problems, str(options.file)) from None
+
+
+def _run(options: argparse.Namespace) -> int:
+    from plumbline.display import open_display
+    from plumbline.errors import GateNotPassed, InvalidInput
+    from plumbline.runner import Runner
+
+    plan = _make_plan(options)
+    names = [node.name for node in plan.graph.nodes]
+    if options.until and options.until not in names:
+        raise InvalidInput(f"--until {options.until}: no such stage; stages: {', '.join(names)}")
+    held_back = None
+    with open_display(list(plan.graph.nodes), options.json) as display:
+        try:
+            Runner(plan, display, options.ray_address).run(options.until, not options.no_serve)
+        except GateNotPassed as error:
+            held_back = error  # the results are worth showing all the same
+    _summary(plan, options.json)
+    if held_back is not None:
+        raise held_back
+    return 0
+
+
+def _summary(plan, as_json: bool) -> None:  # type: ignore[no-untyped-def]
+    """The results at the end: scores with intervals, report, endpoint."""
+    from plumbline.evaluation.summary import summarise
+    from plumbline.runner import endpoint_record
+
+    reports = [a for node in plan.graph.nodes if node.kind == "evaluate" and (a := plan.artifact(node.name)) is not None]
+    endpoints = [r for node in plan.graph.nodes if node.kind == "serve" and (r := endpoint_record(plan, node.name)) is not None]
+    summaries = [(artifact, summarise(artifact)) for artifact in reports]
+    if as_json:
+        for artifact, summary in summaries:
+            rows = [vars(row) if hasattr(row, "__dict__") else row._asdict() for row in summary.rows]
+            print(json.dumps({"event": "report", "uri": artifact.uri, "rows": rows, "verdict": summary.verdict}))
+        for record in endpoints:
+            print(json.dumps({"event": "endpoint", **record}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for artifact, summary in summaries:
+        table = Table(title=f"Results of '{artifact.manifest['stage']}'", title_justify="left")
+        for title in ("model", "task", "score", "95 % interval".replace("95", f"{100 * summary.confidence:g}"), "items"):
+            table.add_column(title, justify="left" if title in ("model", "task") else "right")
+        for row in summary.rows:
+            table.add_row(row.model, row.task, f"{100 * row.score:.1f} %", f"{100 * row.low:.1f} – {100 * row.high:.1f} %", str(row.n))
+        console.print(table)
+        console.print(summary.verdict, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"report: {artifact.uri}/report.html", markup=False, highlight=False, soft_wrap=True)
+    for record in endpoints:
+        console.print(f"\nserving '{record['model']}' at {record['url']}  (OpenAI API; stop with `plumbline stop FILE`)", markup=False, soft_wrap=True)
+        if record.get("sample"):
+            console.print(f"  asked:    {record['sample']['prompt']}\n  answered: {record['sample']['answer']}", markup=False, highlight=False)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from plumbline.runner import endpoint_record
+
+    plan = _make_plan(options)
+    rows = []
+    for node in plan.graph.nodes:
+        if node.kind == "serve":
+            record = endpoint_record(plan, node.name)
+            cached = record is not None and record["fingerprint"] == plan.fingerprints[node.name]
+        else:
+            cached = plan.artifact(node.name) is not None
+        rows.append(
+            {
+                "stage": node.name,
+                "kind": node.kind,
+                "inputs": {role: list(names) for role, names in node.inputs.items()},
+                "output": node.output.value,
+                "fingerprint": plan.fingerprints[node.name],
+                "cached": cached,
+                "available": node.spec.program is not None,
+            }
+        )
+    if options.json:
+        print(json.dumps({"run": plan.name, "workspace": plan.workspace_uri, "stages": rows}, indent=1))
+        return 0
+    print(f"run {plan.name}   workspace {plan.workspace_uri}")
+    for row in rows:
+        wiring = ", ".join(f"{role} ← {'+'.join(names)}" for role, names in row["inputs"].items()) or "–"
+        print(f"  {row['stage']:<16} {row['kind']:<16} {'cached' if row['cached'] else 'to do':<7} {row['fingerprint']}  {wiring}")
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from plumbline.runner import stop_endpoint
+
+    plan = _make_plan(options)
+    for node in plan.graph.nodes:
+        if node.kind == "serve":
+            print(f"{node.name}: {'stopped' if stop_endpoint(plan, node.name) else 'was not serving'}")
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from plumbline.errors import EXIT_INVALID, PlumblineError
+    from plumbline.run_file import load_run
+
+    bad = 0
+    for file in options.files:
+        try:
+            load_run(file)
+        except PlumblineError as error:
+            print(error, file=sys.stderr)
+            bad += 1
+        else:
+            print(f"{file}: valid")
+    return EXIT_INVALID if bad else 0
+
+
+def _crd(options: argparse.Namespace) -> int:
+    if options.docs:
+        from plumbline.api import reference
+
+        print(reference.render(), end="")
+    else:
+        from plumbline.api import crd
+
+        print(crd.dump(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

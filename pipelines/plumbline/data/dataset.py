@@ -1,0 +1,80 @@
+"""Dataset artifacts on disk: Parquet parts of a fixed shape, so that the same rows give the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from plumbline.artifacts import Artifact
+
+ROW_GROUP_ROWS = 2000
+PART_ROWS = 100_000
+FOLDER = "data"
+
+
+class DatasetWriter:
+    """Writes tables of any size as `data/part-00000.parquet`, …; the tables' boundaries leave no trace in the files."""
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        self._folder, self._schema = folder / FOLDER, schema
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._pending = schema.empty_table()
+        self._part: pq.ParquetWriter | None = None
+        self.rows = 0
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows; `table` has the writer's schema."""
+        self._pending = pa.concat_tables([self._pending, table])
+        while self._pending.num_rows >= ROW_GROUP_ROWS:
+            self._write_group(self._pending.slice(0, ROW_GROUP_ROWS))
+            self._pending = self._pending.slice(ROW_GROUP_ROWS)
+
+    def _write_group(self, table: pa.Table) -> None:
+        if self.rows % PART_ROWS == 0:
+            self._close_part()
+            path = self._folder / f"part-{self.rows // PART_ROWS:05d}.parquet"
+            self._part = pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=["source", "format"])
+        assert self._part is not None
+        self._part.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+        self.rows += table.num_rows
+
+    def _close_part(self) -> None:
+        if self._part is not None:
+            self._part.close()
+            self._part = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None and self._pending.num_rows:
+            self._write_group(self._pending)
+        self._close_part()
+
+
+def part_names(artifact: Artifact) -> list[str]:
+    """The artifact's Parquet parts, relative to it, in row order."""
+    return sorted(name for name in artifact.manifest["files"] if name.startswith(f"{FOLDER}/part-"))
+
+
+def part_uris(artifact: Artifact) -> list[str]:
+    """The same as whole URIs."""
+    return [f"{artifact.uri}/{name}" for name in part_names(artifact)]
+
+
+def load_rows(artifact: Artifact) -> pa.Table:
+    """All rows of a Dataset or PreferenceDataset artifact, in their order.
+
+    Returns:
+        `messages`, or `prompt`, `chosen` and `rejected` (each a list of {role, content}), then the provenance columns
+        source, record, format and record_id.
+
+    Raises:
+        ArtifactCorrupt: a file is missing or differs from the manifest.
+    """
+    folder = artifact.local()
+    return pa.concat_tables([pq.read_table(folder / name) for name in part_names(artifact)])

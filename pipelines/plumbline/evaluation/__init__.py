@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, asking over HTTP, statistics, the gate and the report."""

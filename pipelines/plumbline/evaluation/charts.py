@@ -1,0 +1,70 @@
+"""Charts of the report as inline SVG: no file, no script, nothing fetched."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from plumbline.evaluation.lineage import Curve
+from plumbline.evaluation.results import TaskScore
+
+MAX_CURVES = 6  # of one stage
+COLOURS = ("#4053d3", "#ddb310", "#b51d14", "#00beff", "#fb49b0", "#00b25d", "#8a8a8a", "#5d2e8c", "#222222")
+
+
+def score_chart(scores: Sequence[TaskScore]) -> str:
+    """Every score with its interval, one row a task and model."""
+    models = list(dict.fromkeys(score.model for score in scores))
+    figure = Figure(figsize=(7.2, 0.7 + 0.28 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    for row, score in enumerate(scores):
+        e = score.estimate
+        axes.errorbar(
+            [e.value],
+            [row],
+            xerr=[[max(0.0, e.value - e.low)], [max(0.0, e.high - e.value)]],
+            fmt="o",
+            capsize=3,
+            color=COLOURS[models.index(score.model) % len(COLOURS)],
+        )
+    axes.set_yticks(range(len(scores)), [_plain(f"{score.task} · {score.model}") for score in scores])
+    axes.set_ylim(len(scores) - 0.5, -0.5)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("score")
+    axes.grid(axis="x", alpha=0.3)
+    return _svg(figure, "scores")
+
+
+def curve_chart(stage: str, curves: Mapping[str, Curve]) -> str:
+    """The first `MAX_CURVES` curves of a stage as small multiples."""
+    shown = list(curves.items())[:MAX_CURVES]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3.1 * columns, 2.1 * rows), layout="constrained")
+    for axes, (name, curve) in zip(figure.subplots(rows, columns, squeeze=False).flat, shown, strict=False):
+        steps, values = zip(*curve, strict=True)
+        axes.plot(steps, values, color=COLOURS[0], linewidth=1.4, marker="o" if len(curve) == 1 else None)
+        axes.set_title(_plain(name), fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    for axes in figure.axes[len(shown) :]:
+        axes.set_visible(False)
+    return _svg(figure, stage)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not read as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    stream = io.StringIO()
+    # The salt makes identifiers the same for the same chart and different between charts of one page.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

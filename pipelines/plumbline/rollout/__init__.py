@@ -1,0 +1,1 @@
+"""Rollouts: engines that turn prompts into sampled tokens with their log-probabilities."""

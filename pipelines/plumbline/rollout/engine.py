@@ -1,0 +1,176 @@
+"""What every engine does, in plain values: requests in, tokens with log-probabilities out, adapters swapped between steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of one request are drawn.
+
+    Attributes:
+        temperature: logits are divided by it; 0 is greedy.
+        top_p: draw from the smallest set of tokens with at least this probability; 1 is the whole distribution.
+        max_tokens: longest answer in tokens.
+        seed: the request's own random stream. The same seed, prompt and weights give the same answer in any batch.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to complete. `id` is unique among the requests that an engine holds."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One sampled token.
+
+    Attributes:
+        request_id: whose it is.
+        token: token id. An end-of-text token is reported like any other.
+        logprob: natural log of the probability it was drawn with (greedy: its probability at temperature 1).
+        finish_reason: `stop` for an end-of-text token, `length` for a full answer or context, None when more follow.
+    """
+
+    request_id: str
+    token: int
+    logprob: float
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer. `adapter_version` is the version of the weights that the engine held at its end."""
+
+    request_id: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+    adapter_version: int
+
+
+class Engine(Protocol):
+    """A model that completes many requests at once. Not thread-safe: one thread calls it.
+
+    Attributes:
+        adapter_version: version of the adapter last loaded, 0 for the bare base.
+        max_length: longest prompt and answer together, in tokens.
+    """
+
+    adapter_version: int
+    max_length: int
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is unfinished."""
+        ...
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            InvalidInput: the prompt is empty, fills the context or holds an unknown token; a sampling value is out of range.
+            ValueError: a request with this id is unfinished.
+        """
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request; nothing happens when it is unknown or done."""
+        ...
+
+    def step(self) -> list[Token]:
+        """Work for about one token per running request and return what was drawn."""
+        ...
+
+    def load_adapter(self, tensors: dict[str, torch.Tensor], version: int) -> None:
+        """Replace the adapter by LoRA tensors in PEFT's naming; unfinished requests go on with the new weights.
+
+        Raises:
+            InvalidInput: the engine was built without an adapter, or the tensors do not fit the model.
+        """
+        ...
+
+
+def generate(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+    """Complete all requests; the engine must be idle.
+
+    Returns:
+        One completion per request, in order.
+    """
+    if engine.busy:
+        raise ValueError("generate() needs an idle engine: the tokens of other requests would be lost")
+    drawn: dict[str, list[Token]] = {request.id: [] for request in requests}
+    for request in requests:
+        engine.submit(request)
+    while engine.busy:
+        for token in engine.step():
+            drawn[token.request_id].append(token)
+    return [_completion(request.id, drawn[request.id], engine.adapter_version) for request in requests]
+
+
+def _completion(request_id: str, tokens: list[Token], version: int) -> Completion:
+    reason = tokens[-1].finish_reason
+    assert reason is not None
+    return Completion(request_id, [t.token for t in tokens], [t.logprob for t in tokens], reason, version)
+
+
+def build_engine(
+    model: PreTrainedModel,
+    adapter_config: LoraConfig | None,
+    eos_token_ids: Sequence[int],
+    slots: int = 64,
+    *,
+    max_length: int,
+) -> Engine:
+    """The fastest engine that is proven right for this model.
+
+    The engine takes the model over: it shares its weights, and `load_adapter` changes them.
+
+    Args:
+        model: base model without adapter, in evaluation mode, on the device to use.
+        adapter_config: configuration of the adapters to come; None if there will be none.
+        eos_token_ids: tokens that end an answer.
+        slots: requests worked on at the same time.
+        max_length: longest prompt and answer together, in tokens.
+
+    Returns:
+        A `SlotEngine` where the architecture is known and the log-probabilities of a probe agree with the model's own
+        forward pass; otherwise a `FallbackEngine`.
+    """
+    # Both engines import this module's types.
+    from plumbline.rollout.decoder import disagreement, unsupported
+    from plumbline.rollout.fallback import FallbackEngine
+    from plumbline.rollout.slots import SlotEngine
+
+    reason = unsupported(model)
+    if reason is None:
+        engine = SlotEngine(model, adapter_config, eos_token_ids, slots, max_length)
+        reason = disagreement(engine.decoder, model)
+        if reason is None:
+            return engine
+        del engine
+    log.warning("%s runs on the slower fallback engine: %s", type(model).__name__, reason)
+    return FallbackEngine(model, adapter_config, eos_token_ids, slots, max_length)

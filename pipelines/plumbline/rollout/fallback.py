@@ -1,0 +1,113 @@
+"""An engine for any causal language model of transformers: one batch at a time, simple before fast."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import PreTrainedModel
+
+from plumbline.rollout.adapter import AdaptedWeights
+from plumbline.rollout.decoder import linear_weights
+from plumbline.rollout.engine import Request, Token
+from plumbline.rollout.sampling import Running, check_request, draw
+
+
+class FallbackEngine:
+    """See `Engine`. The model's own forward pass and cache class; prompts are padded on the left.
+
+    A batch is admitted when the one before it is done, so mixed lengths leave rows idle.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        adapter_config: LoraConfig | None,
+        eos_token_ids: Sequence[int],
+        slots: int,
+        max_length: int,
+    ) -> None:
+        self.adapter_version = 0
+        self.max_length = max_length
+        self._model = model
+        self._weights = AdaptedWeights(adapter_config, linear_weights(model))
+        self._eos = frozenset(eos_token_ids)
+        self._slots = slots
+        self._accepts = set(inspect.signature(model.forward).parameters)
+        self._queue: deque[Running] = deque()
+        self._live: list[Running] = []
+        self._cache: Any = None
+        self._mask = torch.empty(0)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue or self._live)
+
+    def submit(self, request: Request) -> None:
+        check_request(request, self.max_length, self._model.get_input_embeddings().weight.shape[0])
+        if any(held.request.id == request.id for held in (*self._live, *self._queue)):
+            raise ValueError(f"request '{request.id}' is unfinished; ids must be unique")
+        self._queue.append(Running(request))
+
+    def cancel(self, request_id: str) -> None:
+        self._queue = deque(waiting for waiting in self._queue if waiting.request.id != request_id)
+        self._keep([row for row, held in enumerate(self._live) if held.request.id != request_id])
+
+    @torch.inference_mode()
+    def step(self) -> list[Token]:
+        if not self.busy:
+            return []
+        device = self._model.device
+        if self._live:
+            tokens = torch.tensor([[held.tokens[-1]] for held in self._live], device=device)
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._live), 1)], 1)
+        else:
+            self._live = [self._queue.popleft() for _ in range(min(self._slots, len(self._queue)))]
+            contexts = [held.context for held in self._live]
+            width = max(map(len, contexts))
+            tokens = torch.tensor([[0] * (width - len(context)) + list(context) for context in contexts], device=device)
+            mask = [[0] * (width - len(context)) + [1] * len(context) for context in contexts]
+            self._mask = torch.tensor(mask, device=device)
+            self._cache = None  # the model makes one of the class it needs
+        drawn = [
+            held.advance(token, logprob, self._eos, self.max_length)
+            for held, (token, logprob) in zip(self._live, draw(self._forward(tokens), self._live), strict=True)
+        ]
+        self._keep([row for row, token in enumerate(drawn) if token.finish_reason is None])
+        return drawn
+
+    def load_adapter(self, tensors: dict[str, torch.Tensor], version: int) -> None:
+        self._weights.load(tensors)
+        self.adapter_version = version
+        # What the cache holds came from the old weights: unfinished sequences are read again.
+        self._queue.extendleft(reversed(self._live))
+        self._keep([])
+
+    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        options = {"position_ids": positions, "logits_to_keep": 1}
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            **{name: value for name, value in options.items() if name in self._accepts},
+        )
+        self._cache = output.past_key_values
+        return output.logits[:, -1]
+
+    def _keep(self, rows: list[int]) -> None:
+        """Drop all other rows of the batch."""
+        if len(rows) == len(self._live):
+            return
+        self._live = [self._live[row] for row in rows]
+        if not rows:
+            self._cache = None
+            return
+        kept = torch.tensor(rows, device=self._mask.device)
+        self._mask = self._mask[kept]
+        self._cache.batch_select_indices(kept)

@@ -1,0 +1,138 @@
+"""What engines share: a request under way, and how its next token is drawn."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import torch
+
+from plumbline.errors import InvalidInput
+from plumbline.rollout.engine import FinishReason, Request, Token
+
+
+class Running:
+    """A request under way: its random stream and the tokens drawn so far."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.tokens: list[int] = []
+        self.uniform = random.Random(request.sampling.seed).random
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        """Prompt and answer so far."""
+        return (*self.request.prompt, *self.tokens)
+
+    @property
+    def length(self) -> int:
+        return len(self.request.prompt) + len(self.tokens)
+
+    def advance(self, token: int, logprob: float, eos_token_ids: frozenset[int], max_length: int) -> Token:
+        """Append a drawn token and say whether it was the last."""
+        self.tokens.append(token)
+        reason: FinishReason | None = None
+        if token in eos_token_ids:
+            reason = "stop"
+        elif len(self.tokens) >= self.request.sampling.max_tokens or self.length >= max_length:
+            reason = "length"
+        return Token(self.request.id, token, logprob, reason)
+
+
+def check_request(request: Request, max_length: int, vocabulary: int) -> None:
+    """Refuse what no engine can complete.
+
+    Raises:
+        InvalidInput: see `Engine.submit`.
+    """
+    prompt, sampling = request.prompt, request.sampling
+    if not prompt:
+        raise InvalidInput(f"request '{request.id}': the prompt is empty; give at least one token")
+    if len(prompt) >= max_length:
+        raise InvalidInput(
+            f"request '{request.id}': a prompt of {len(prompt)} tokens leaves no room in a context of {max_length}; shorten it"
+        )
+    if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+        raise InvalidInput(
+            f"request '{request.id}': token ids must be 0 to {vocabulary - 1}, not {min(prompt)} to {max(prompt)}"
+        )
+    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
+        raise InvalidInput(f"request '{request.id}': temperature {sampling.temperature} must be 0 (greedy) or more")
+    if not 0 < sampling.top_p <= 1:
+        raise InvalidInput(f"request '{request.id}': top_p {sampling.top_p} must be above 0 and at most 1")
+    if sampling.max_tokens < 1:
+        raise InvalidInput(f"request '{request.id}': max_tokens {sampling.max_tokens} must be at least 1")
+
+
+def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[tuple[int, float]]:
+    """Draw one token per request, each with its own random stream.
+
+    By inverse transform: one uniform number per token, looked up in the cumulative distribution. What is drawn depends
+    on the request's logits, sampling and stream alone, not on the rest of the batch.
+
+    Args:
+        logits: [requests, vocabulary].
+        running: the requests, in the order of the rows.
+
+    Returns:
+        (token, log-probability) per request. Log-probabilities are those of softmax(logits / temperature), over the
+        nucleus where top_p < 1; greedy ones are at temperature 1.
+    """
+    samplings = [r.request.sampling for r in running]
+    greedy = [s.temperature == 0 for s in samplings]
+    scores = logits.float()
+    if any(s.temperature not in (0, 1) for s in samplings):
+        temperatures = torch.tensor([s.temperature or 1.0 for s in samplings], device=logits.device)
+        scores = scores / temperatures[:, None]
+    logprobs = scores.log_softmax(-1)
+    if any(s.top_p < 1 and not g for s, g in zip(samplings, greedy, strict=True)):
+        top_p = torch.tensor([1.0 if g else s.top_p for s, g in zip(samplings, greedy, strict=True)], device=logits.device)
+        logprobs = nucleus(logprobs, top_p)
+    if all(greedy):
+        tokens = logprobs.argmax(-1)
+    else:
+        uniforms = torch.tensor(
+            [0.0 if g else r.uniform() for r, g in zip(running, greedy, strict=True)], dtype=torch.float64
+        )
+        tokens = inverse_transform(logprobs, uniforms.to(logits.device))
+        if any(greedy):
+            tokens = torch.where(torch.tensor(greedy, device=logits.device), logprobs.argmax(-1), tokens)
+    chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
+    return list(zip(tokens.tolist(), chosen.tolist(), strict=True))
+
+
+def inverse_transform(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """First token whose cumulative probability exceeds the uniform number; never one of probability 0.
+
+    Args:
+        logprobs: [rows, vocabulary], float32.
+        uniforms: [rows] in [0, 1), float64.
+
+    Returns:
+        Token ids [rows].
+    """
+    cumulative = logprobs.exp().double().cumsum(-1)
+    total = cumulative[:, -1]
+    # Rounding may lift uniform * total to total, which would select a tail of probability 0.
+    target = torch.minimum(uniforms * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+
+
+def nucleus(logprobs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Restrict rows to the smallest set of likeliest tokens with probability >= top_p (Holtzman et al. 2020).
+
+    Args:
+        logprobs: [rows, vocabulary].
+        top_p: [rows]; rows with 1 stay as they are.
+
+    Returns:
+        Renormalised log-probabilities, -inf outside the set.
+    """
+    ordered, order = logprobs.sort(-1, descending=True)
+    probabilities = ordered.exp().double()
+    outside = (probabilities.cumsum(-1) - probabilities) >= top_p[:, None]
+    outside &= top_p[:, None] < 1
+    kept = ordered.masked_fill(outside, -math.inf)
+    kept = torch.where(top_p[:, None] < 1, kept.log_softmax(-1), kept)
+    return torch.empty_like(logprobs).scatter_(-1, order, kept)

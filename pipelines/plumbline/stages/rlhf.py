@@ -1,0 +1,152 @@
+"""`rlhf`: reinforcement learning with rollout workers (GRPO). Training reads rollouts as if they were data."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from plumbline.api.stages.rlhf import RlhfSpec
+from plumbline.data.dataset import load_rows
+from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.models.load import load_tokenizer
+from plumbline.ray_environment import connect
+from plumbline.rollout.engine import Completion, Request, Sampling
+from plumbline.rollout.pool import RolloutPool, rollout_pool
+from plumbline.rollout.rewards import reward
+from plumbline.stage import StageContext
+from plumbline.training.batch import MicroBatch, Sequence, micro_batches
+from plumbline.training.encode import encode_prompt
+from plumbline.training.engine import TrainEngine
+from plumbline.training.loop import ReportStep, train
+from plumbline.training.model import build_trainable
+from plumbline.training.objectives.grpo import group_advantages, grpo
+from plumbline.training.schedule import batch_indices
+from plumbline.training.tuning import TrainingJob, tune
+from plumbline.training.world import World
+
+
+@dataclass(frozen=True)
+class RlhfJob(TrainingJob[RlhfSpec]):
+    """A training job with the rollout actors that its driver keeps."""
+
+    pool: RolloutPool
+
+
+def run(context: StageContext, spec: RlhfSpec) -> None:
+    """Train the adapter on its own answers and hand it over as a Model."""
+    connect()
+    job = TrainingJob.of(context, spec, spec.steps)
+    with rollout_pool(job.reference, spec.rollout.workers, spec.max_length) as pool:
+        tune(context, RlhfJob(**vars(job), pool=pool), work)
+
+
+def work(job: RlhfJob, world: World, report: ReportStep) -> None:
+    """One training worker: sample, reward, compare within groups, update."""
+    spec = job.spec
+    tokenizer = load_tokenizer(job.reference)
+    prompts, references = _prompts(job, tokenizer)
+    model = build_trainable(job.reference, spec.adapter, spec.seed, job.where)
+    engine = TrainEngine(model, spec.optimizer, world, spec.parallelism.sharding, spec.sampling.temperature)
+    config = model.adapter_config()
+    pool = job.pool.share(world.rank, world.size)
+
+    def rollouts(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
+        mine = batch_indices(step, len(prompts), spec.prompts_per_step, spec.seed)[world.rank :: world.size]
+        groups = [[_request(spec, step, i, k, prompts[i]) for k in range(spec.group_size)] for i in mine]
+        answers = pool.generate(groups, engine.adapter(), config, version=step)
+        rewards = torch.tensor(
+            [
+                [reward(spec.rewards, tokenizer.decode(c.tokens, skip_special_tokens=True), references[i]) for c in group]
+                for i, group in zip(mine, answers, strict=True)
+            ]
+        ).view(-1, spec.group_size)
+        advantages = group_advantages(rewards, spec.scale_advantages)
+        sequences = [
+            [_sequence(prompts[i], completion, float(advantage))]
+            for i, group, row in zip(mine, answers, advantages, strict=True)
+            for completion, advantage in zip(group, row, strict=True)
+            if advantage != 0 or spec.kl_coefficient  # equal rewards teach nothing
+        ]
+        updates = [
+            micro_batches(sequences[u :: spec.updates_per_step], micro_batch_tokens=spec.micro_batch_tokens)
+            for u in range(spec.updates_per_step)
+        ]
+        if spec.kl_coefficient:
+            with engine.reference():
+                for made in updates:
+                    for batch, logps in zip(made, engine.log_probs(made), strict=True):
+                        batch.per_target["reference"] = logps
+        gap = _canary(engine, updates)
+        if gap > spec.rollout.sync_tolerance:
+            raise PlumblineError(
+                f"stage '{job.where}': rollout engine and trainer differ by {gap:.3g} in a token's log-probability "
+                f"(rollout.syncTolerance {spec.rollout.sync_tolerance:g}): the engine does not hold the trainer's adapter"
+            )
+        return updates, _metrics(world, rewards, answers)
+
+    objective = grpo(spec.clip_low, spec.clip_high, spec.kl_coefficient)
+    train(engine, rollouts, objective, job.steps, job.store, spec.checkpoint, spec.seed, report)
+
+
+def _prompts(job: RlhfJob, tokenizer: object) -> tuple[list[tuple[int, ...]], list[str]]:
+    """Prompts that leave room for an answer, and the reference answer of each."""
+    prompts, references = [], []
+    room = job.spec.max_length - job.spec.sampling.max_tokens
+    for messages in load_rows(job.dataset)["messages"].to_pylist():
+        tokens = tuple(encode_prompt(tokenizer, messages[:-1]))  # type: ignore[arg-type]
+        if len(tokens) <= room:
+            prompts.append(tokens)
+            references.append(messages[-1]["content"])
+    if not prompts:
+        raise InvalidInput(
+            f"stage '{job.where}': no prompt fits into maxLength {job.spec.max_length} less sampling.maxTokens "
+            f"{job.spec.sampling.max_tokens}; raise the one or lower the other"
+        )
+    return prompts, references
+
+
+def _request(spec: RlhfSpec, step: int, prompt: int, sample: int, tokens: tuple[int, ...]) -> Request:
+    """Its seed follows from what it is, so that a repeated step samples the same answers."""
+    name = f"{spec.seed}/{step}/{prompt}/{sample}"
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
+    return Request(name, tokens, Sampling(temperature=spec.sampling.temperature, max_tokens=spec.sampling.max_tokens, seed=seed))
+
+
+def _sequence(prompt: tuple[int, ...], completion: Completion, advantage: float) -> Sequence:
+    return Sequence(
+        ids=[*prompt, *completion.tokens],
+        trained=[False] * len(prompt) + [True] * len(completion.tokens),
+        values={"advantage": advantage, "behaviour": list(completion.logprobs)},
+    )
+
+
+def _canary(engine: TrainEngine, updates: list[list[MicroBatch]]) -> float:
+    """Largest difference between engine and trainer log-probabilities over the first micro-batch, over all ranks."""
+    first = updates[0][:1]
+    values = engine.log_probs(first)
+    gap = max((float((v - b.per_target["behaviour"]).abs().max()) for v, b in zip(values, first, strict=True)), default=0.0)
+    return engine.world.maximum(int(gap * 1e6)) / 1e6
+
+
+def _metrics(world: World, rewards: torch.Tensor, answers: list[list[Completion]]) -> dict[str, float]:
+    flat = [completion for group in answers for completion in group]
+    sums = torch.tensor(
+        [
+            float(rewards.sum()),
+            float(sum(len(c.tokens) for c in flat)),
+            float(sum(c.finish_reason == "length" for c in flat)),
+            float(len(flat)),
+            float((rewards.std(dim=1) == 0).sum()),
+            float(len(rewards)),
+        ],
+        device=world.device,
+    )
+    total, length, cut, count, flat_groups, groups = world.sum(sums).tolist()
+    return {
+        "reward": total / count,
+        "answerTokens": length / count,
+        "truncated": cut / count,
+        "equalGroups": flat_groups / groups,
+    }

@@ -1,0 +1,162 @@
+"""Sequences → micro-batches of tensors: packed rows or buckets of like length. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+BUCKET_RATIO, BUCKET_SLACK = 1.25, 4  # a bucket's longest row may exceed its shortest by this
+
+
+@dataclass
+class Sequence:
+    """One tokenised text.
+
+    Attributes:
+        ids: tokens.
+        trained: for each token, whether it is a target. The first token can never be one.
+        values: numbers that the objective needs: a float for the sequence, or a list with one per target.
+    """
+
+    ids: list[int]
+    trained: list[bool]
+    values: dict[str, float | list[float]] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> int:
+        return sum(self.trained[1:])
+
+
+@dataclass
+class MicroBatch:
+    """What one forward pass needs. R rows of T tokens hold S sequences with N targets in all.
+
+    Attributes:
+        input_ids, position_ids: [R, T]. Positions restart at each sequence of a row, which is what tells attention
+            to keep them apart.
+        predict_at: [N] flat indices into R·T: the positions whose next token is a target.
+        targets: [N] those tokens.
+        sequence: [N] which of the S sequences each target belongs to.
+        size: S.
+        per_sequence: name → [S];  per_target: name → [N].
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    predict_at: torch.Tensor
+    targets: torch.Tensor
+    sequence: torch.Tensor
+    size: int
+    per_sequence: dict[str, torch.Tensor] = field(default_factory=dict)
+    per_target: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on `device`."""
+        return MicroBatch(
+            *(getattr(self, name).to(device) for name in ("input_ids", "position_ids", "predict_at", "targets", "sequence")),
+            self.size,
+            {name: tensor.to(device) for name, tensor in self.per_sequence.items()},
+            {name: tensor.to(device) for name, tensor in self.per_target.items()},
+        )
+
+    @classmethod
+    def empty(cls) -> MicroBatch:
+        """One token and no target: lets a rank keep step with ranks that have more to do."""
+        none = torch.zeros(0, dtype=torch.long)
+        one = torch.zeros(1, 1, dtype=torch.long)
+        return cls(one, one.clone(), none, none.clone(), none.clone(), 0)
+
+
+Rows = list[list[int]]
+
+
+def pack(lengths: list[int], row_tokens: int) -> Rows:
+    """First-fit decreasing: indices of sequences for each row of at most `row_tokens` (or one longer sequence)."""
+    rows: Rows = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        for row, left in enumerate(room):
+            if lengths[i] <= left:
+                rows[row].append(i)
+                room[row] -= lengths[i]
+                break
+        else:
+            rows.append([i])
+            room.append(max(0, row_tokens - lengths[i]))
+    return rows
+
+
+def split_rows(rows: Rows, lengths: list[int], micro_batch_tokens: int) -> list[Rows]:
+    """Group rows of like length so that rows × longest row stays within `micro_batch_tokens`."""
+    sized = sorted(((sum(lengths[i] for i in row), row) for row in rows), key=lambda pair: (pair[0], pair[1]))
+    groups: list[Rows] = []
+    shortest = 0
+    for size, row in sized:
+        fits = groups and (len(groups[-1]) + 1) * size <= micro_batch_tokens
+        if not fits or size > shortest * BUCKET_RATIO + BUCKET_SLACK:
+            groups.append([])
+            shortest = size
+        groups[-1].append(row)
+    return groups
+
+
+def micro_batches(
+    units: Iterable[list[Sequence]], *, micro_batch_tokens: int, row_tokens: int | None = None
+) -> list[MicroBatch]:
+    """Lay out one optimizer step's sequences.
+
+    Args:
+        units: sequences that must share a micro-batch, such as the two answers of a pair; mostly single ones.
+        micro_batch_tokens: bound on R·T, padding included; a single longer unit goes alone.
+        row_tokens: pack single-sequence units into rows of this many tokens; None: one sequence a row.
+    """
+    units = list(units)
+    if row_tokens is not None:
+        lengths = [len(unit[0].ids) for unit in units]
+        groups = split_rows(pack(lengths, row_tokens), lengths, micro_batch_tokens)
+        return [collate([[units[i][0] for i in row] for row in group]) for group in groups]
+    longest = [max(len(sequence.ids) for sequence in unit) for unit in units]
+    width = max((len(unit) for unit in units), default=1)
+    groups = split_rows([[i] for i in range(len(units))], longest, max(1, micro_batch_tokens // width))
+    return [collate([[sequence] for row in group for i in row for sequence in units[i]]) for group in groups]
+
+
+def collate(rows: list[list[Sequence]]) -> MicroBatch:
+    """Rows of sequences → tensors, padded on the right; padding is a segment of its own without targets."""
+    width = max(sum(len(sequence.ids) for sequence in row) for row in rows)
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    position_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    predict_at: list[int] = []
+    targets: list[int] = []
+    owner: list[int] = []
+    sequences = [sequence for row in rows for sequence in row]
+    number = 0
+    for r, row in enumerate(rows):
+        start = 0
+        for sequence in row:
+            length = len(sequence.ids)
+            input_ids[r, start : start + length] = torch.tensor(sequence.ids)
+            position_ids[r, start : start + length] = torch.arange(length)
+            for t in range(1, length):
+                if sequence.trained[t]:
+                    predict_at.append(r * width + start + t - 1)
+                    targets.append(sequence.ids[t])
+                    owner.append(number)
+            start += length
+            number += 1
+        if len(row) == 1:  # one sequence: positions go on, so that attention sees a plain causal row
+            position_ids[r, start:] = torch.arange(start, width)
+        else:
+            position_ids[r, start:] = torch.arange(width - start)
+    batch = MicroBatch(
+        input_ids, position_ids, torch.tensor(predict_at, dtype=torch.long), torch.tensor(targets, dtype=torch.long),
+        torch.tensor(owner, dtype=torch.long), len(sequences),
+    )  # fmt: skip
+    for name, value in sequences[0].values.items():
+        if isinstance(value, list):
+            batch.per_target[name] = torch.tensor([x for s in sequences for x in s.values[name]])  # type: ignore[union-attr]
+        else:
+            batch.per_sequence[name] = torch.tensor([s.values[name] for s in sequences])
+    return batch

@@ -1,0 +1,52 @@
+"""The process group that a training step runs in: Ray Train workers, `torchrun`, or this one process alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers.
+
+    Attributes:
+        rank, size: number of this process, and how many there are.
+        device: where tensors live.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def current(cls) -> World:
+        """The group that Ray Train or `torchrun` has set up; without either, a world of one."""
+        if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if torch.cuda.is_available():
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+        else:
+            device = torch.device("cpu")
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+        return cls(rank, size, device)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def maximum(self, value: int) -> int:
+        """Largest of the processes' values."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor.item())

@@ -1,0 +1,137 @@
+"""Runs that the local reader and the API server must judge alike."""
+
+from __future__ import annotations
+
+from textwrap import indent
+
+HEAD = """\
+apiVersion: plumbline.dev/v1alpha1
+kind: AlignmentRun
+metadata: {name: contract}
+spec:
+  model: {base: "builtin://tiny"}
+  workspace: {uri: /tmp/workspace}
+"""
+
+DATA = '- {name: data, curate: {sources: [{uri: "builtin://skills", limit: 100}]}}\n'
+PAIRS = '- {name: pairs, curate: {sources: [{uri: pairs.jsonl, format: pairs}], produces: PreferenceDataset}}\n'
+SFT = "- {name: sft, sft: {}}\n"
+CHECK = "- {name: check, evaluate: {tasks: [{name: skills, benchmark: skills}], gates: [{task: skills, threshold: 0.5}]}}\n"
+SERVE = "- {name: live, serve: {}}\n"
+
+
+def stages(*texts: str) -> str:
+    """A whole file with these stages."""
+    return HEAD + "  stages:\n" + indent("".join(texts), "  ")
+
+
+def evaluate(fields: str) -> str:
+    """A file whose second stage is an evaluate block with these fields."""
+    return stages(DATA, SFT, f"- {{name: check, evaluate: {{{fields}}}}}\n")
+
+
+SKILLS = "{name: skills, benchmark: skills}"
+
+GOOD = {
+    "whole pipeline": stages(DATA, SFT, PAIRS, "- {name: dpo, preference: {}}\n", CHECK, SERVE),
+    "curate": stages(DATA),
+    "synthesize": stages("- {name: more, synthesize: {}}\n", SFT),
+    "synthesize pairs": stages("- {name: more, synthesize: {produces: PreferenceDataset}}\n", "- {name: dpo, preference: {}}\n"),
+    "extendTokenizer": stages("- {name: words, extendTokenizer: {texts: [a.txt]}}\n"),
+    "rewardModel": stages(PAIRS, "- {name: rm, rewardModel: {maxSteps: 3}}\n"),
+    "rlhf": stages(DATA, "- {name: rl, rlhf: {steps: 2, rewards: [{type: exactMatch}], optimizer: {maxGradNorm: 0.5}}}\n"),
+    "evaluate the base": stages(CHECK),
+    "serve the base ungated": stages("- {name: live, serve: {ungated: true, port: 8080}}\n"),
+    "serve gated": stages(DATA, SFT, CHECK, SERVE),
+    "branches": stages(
+        DATA,
+        "- {name: low, sft: {epochs: 1}}\n",
+        "- {name: high, inputs: {model: base}, sft: {epochs: 2}}\n",
+        "- name: check\n  inputs: {model: high, baselines: [base, low]}\n"
+        "  evaluate: {tasks: [{name: s, benchmark: skills}], gates: [{task: s, baseline: low, minEffect: 0.1}]}\n",
+        "- {name: live, inputs: {model: high, report: check}, serve: {}}\n",
+    ),
+    "a later model, and the checked one served": stages(
+        DATA, SFT, CHECK, "- {name: extra, sft: {epochs: 1}}\n", "- {name: live, inputs: {model: sft}, serve: {}}\n"
+    ),
+    "explicit dataset": stages(DATA, DATA.replace("data", "other", 1), "- {name: sft, inputs: {dataset: data}, sft: {}}\n"),
+    "curate reads curate": stages(DATA, "- {name: two, inputs: {dataset: data}, curate: {sources: [{uri: x.jsonl}]}}\n"),
+    "no baselines": stages("- {name: c, inputs: {baselines: []}, evaluate: {tasks: [{name: s, benchmark: skills}]}}\n"),
+    "null is unset": stages(DATA, "- {name: sft, sft: {seed: null, adapter: null, maxSteps: null}, rlhf: null, inputs: null}\n"),
+    "numbers": stages(DATA, "- {name: sft, sft: {epochs: 1, optimizer: {learningRate: 1e-5, weightDecay: 0}}}\n"),
+    "cluster": HEAD
+    + "  cluster: {image: plumbline, head: {cpu: '2', memory: 4Gi}, workers: [{name: gpu, gpus: 1, minReplicas: 0, maxReplicas: 4,"
+    + " nodeSelector: {zone: a}, template: {spec: {tolerations: [{key: gpu, operator: Exists}]}}}]}\n"
+    + "  queueName: team\n  suspend: true\n  backoffLimit: 0\n  activeDeadlineSeconds: 60\n  ttlSecondsAfterFinished: 0\n"
+    + "  stages: [{name: c, cluster: {workers: []}, evaluate: {tasks: [{name: s, benchmark: gsm8k, uri: g.jsonl}]}}]\n",
+    "as many stages as there may be": stages(DATA, *(f"- {{name: s{i}, sft: {{}}}}\n" for i in range(31))),
+    "longest names": stages(DATA.replace("data", "d" * 30, 1)).replace("name: contract", f"name: {'r' * 63}"),
+}
+
+BAD = {
+    "unknown field": stages(DATA, "- {name: sft, sft: {epochz: 1}}\n"),
+    "unknown field of a stage": stages(DATA, "- {name: sft, sft: {}, retries: 3}\n"),
+    "unknown field of spec": stages(DATA).replace("  model:", "  modle: {}\n  model:"),
+    "wrong type": stages(DATA, "- {name: sft, sft: {seed: one}}\n"),
+    "number as text": stages(DATA, "- {name: sft, sft: {seed: '1'}}\n"),
+    "text as number": stages(DATA).replace("/tmp/workspace", "7"),
+    "fraction for a whole number": stages(DATA, "- {name: sft, sft: {maxSteps: 1.5}}\n"),
+    "list for a block": stages(DATA, "- {name: sft, sft: []}\n"),
+    "null in a list": stages("- {name: data, curate: {sources: [null]}}\n"),
+    "two kinds": stages(DATA, "- {name: sft, sft: {}, preference: {}}\n"),
+    "no kind": stages(DATA, "- {name: sft}\n"),
+    "only a null kind": stages(DATA, "- {name: sft, sft: null}\n"),
+    "no stages": HEAD + "  stages: []\n",
+    "stages missing": HEAD,
+    "too many stages": stages(DATA, *(f"- {{name: s{i}, sft: {{}}}}\n" for i in range(32))),
+    "duplicate name": stages(DATA, DATA),
+    "name base": stages(DATA.replace("data", "base", 1)),
+    "name in capitals": stages(DATA.replace("data", "Data", 1)),
+    "name too long": stages(DATA.replace("data", "d" * 31, 1)),
+    "name of the run too long": stages(DATA).replace("name: contract", f"name: {'r' * 64}"),
+    "name of the run with two dots": stages(DATA).replace("name: contract", "name: a..b"),
+    "forward reference": stages("- {name: sft, inputs: {dataset: data}, sft: {}}\n", DATA),
+    "cycle": stages(
+        DATA, "- {name: a, inputs: {model: b}, sft: {}}\n", "- {name: b, inputs: {model: a}, sft: {}}\n"
+    ),
+    "reads itself": stages(DATA, "- {name: a, inputs: {model: a}, sft: {}}\n"),
+    "wrong input type": stages(DATA, "- {name: sft, inputs: {model: data}, sft: {}}\n"),
+    "pairs for chats": stages(PAIRS, "- {name: sft, inputs: {dataset: pairs}, sft: {}}\n"),
+    "base as dataset": stages(DATA, "- {name: sft, inputs: {dataset: base}, sft: {}}\n"),
+    "unknown stage": stages(DATA, "- {name: sft, inputs: {dataset: nowhere}, sft: {}}\n"),
+    "unknown stage as baseline": stages(CHECK.replace("evaluate", "inputs: {baselines: [base, gone]}, evaluate")),
+    "no data to tune on": stages(SFT),
+    "only pairs to tune on": stages(PAIRS, SFT),
+    "data comes later": stages(SFT, DATA),
+    "no pairs to prefer": stages(DATA, "- {name: dpo, preference: {}}\n"),
+    "role of another kind": stages(DATA, "- {name: sft, inputs: {report: data}, sft: {}}\n"),
+    "empty role of another kind": stages(DATA, "- {name: sft, inputs: {baselines: []}, sft: {}}\n"),
+    "serve without evaluate": stages(DATA, SFT, SERVE),
+    "serve without gates": stages(CHECK.replace(", gates: [{task: skills, threshold: 0.5}]", ""), SERVE),
+    "serve before its gate": stages(SERVE, CHECK),
+    "serve what was not evaluated": stages(DATA, CHECK, SFT, SERVE),
+    "serve base, evaluated another": stages(DATA, SFT, CHECK, "- {name: live, inputs: {model: base}, serve: {}}\n"),
+    "nearest report has no gates": stages(
+        CHECK, "- {name: again, evaluate: {tasks: [{name: s, benchmark: skills}]}}\n", SERVE
+    ),
+    "number too small": stages(DATA, "- {name: sft, sft: {batchSize: 0}}\n"),
+    "number at an open bound": stages(DATA, "- {name: sft, sft: {optimizer: {learningRate: 0}}}\n"),
+    "number too large": stages(DATA, "- {name: sft, sft: {maxLength: 1048577}}\n"),
+    "share above one": stages(DATA, "- {name: sft, sft: {adapter: {dropout: 1.1}}}\n"),
+    "port out of range": stages("- {name: live, serve: {ungated: true, port: 65536}}\n"),
+    "unknown enum value": stages(DATA, "- {name: sft, sft: {trainOn: some}}\n"),
+    "unknown algorithm": stages(DATA, "- {name: rl, rlhf: {algorithm: reinforce}}\n"),
+    "remote code": stages(DATA).replace('base: "builtin://tiny"', 'base: "builtin://tiny", trustRemoteCode: true'),
+    "quantity": stages(DATA.replace("name: data", "name: data, cluster: {head: {memory: 4 gigabytes}}")),
+    "no sources": stages("- {name: data, curate: {sources: []}}\n"),
+    "benchmark without its data": evaluate("tasks: [{name: g, benchmark: gsm8k}]"),
+    "task twice": evaluate(f"tasks: [{SKILLS}, {SKILLS}]"),
+    "gate on no task": evaluate(f"tasks: [{SKILLS}], gates: [{{task: other, threshold: 0.5}}]"),
+    "gate without measure": evaluate(f"tasks: [{SKILLS}], gates: [{{task: skills}}]"),
+    "gate with two measures": evaluate(f"tasks: [{SKILLS}], gates: [{{task: skills, baseline: base, threshold: 0.5}}]"),
+    "gate with unknown baseline": evaluate(f"tasks: [{SKILLS}], gates: [{{task: skills, baseline: sft}}]"),
+    "confidence at its bound": evaluate(f"tasks: [{SKILLS}], confidence: 1"),
+    "model missing": stages(DATA).replace('  model: {base: "builtin://tiny"}\n', ""),
+    "empty base": stages(DATA).replace("builtin://tiny", ""),
+    "wrong version": stages(DATA).replace("v1alpha1", "v1"),
+}
