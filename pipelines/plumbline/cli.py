@@ -35,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="plumbline", description="One AlignmentRun becomes an aligned, evaluated and served language model.", epilog=EPILOG
+        prog="plumbline",
+        description="One AlignmentRun becomes an aligned, evaluated and served language model.",
+        epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -60,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(commands: argparse._SubParsersAction, name: str, function: object, text: str) -> argparse.ArgumentParser:  # type: ignore[type-arg]
     """A command that works on one run file."""
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=EPILOG)
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text.capitalize() + ".", epilog=EPILOG
+    )
     command.add_argument("file", type=Path, metavar="FILE", help="AlignmentRun YAML")
     command.add_argument("--workspace", metavar="URI", help="instead of spec.workspace.uri")
     command.add_argument(
@@ -115,7 +119,9 @@ def _summary(plan, as_json: bool) -> None:  # type: ignore[no-untyped-def]
     from plumbline.runner import endpoint_record
 
     reports = [a for node in plan.graph.nodes if node.kind == "evaluate" and (a := plan.artifact(node.name)) is not None]
-    endpoints = [r for node in plan.graph.nodes if node.kind == "serve" and (r := endpoint_record(plan, node.name)) is not None]
+    endpoints = [
+        r for node in plan.graph.nodes if node.kind == "serve" and (r := endpoint_record(plan, node.name)) is not None
+    ]
     summaries = [(artifact, summarise(artifact)) for artifact in reports]
     if as_json:
         for artifact, summary in summaries:
@@ -133,14 +139,24 @@ def _summary(plan, as_json: bool) -> None:  # type: ignore[no-untyped-def]
         for title in ("model", "task", "score", "95 % interval".replace("95", f"{100 * summary.confidence:g}"), "items"):
             table.add_column(title, justify="left" if title in ("model", "task") else "right")
         for row in summary.rows:
-            table.add_row(row.model, row.task, f"{100 * row.score:.1f} %", f"{100 * row.low:.1f} – {100 * row.high:.1f} %", str(row.n))
+            table.add_row(
+                row.model, row.task, f"{100 * row.score:.1f} %", f"{100 * row.low:.1f} – {100 * row.high:.1f} %", str(row.n)
+            )
         console.print(table)
         console.print(summary.verdict, markup=False, highlight=False, soft_wrap=True)
         console.print(f"report: {artifact.uri}/report.html", markup=False, highlight=False, soft_wrap=True)
     for record in endpoints:
-        console.print(f"\nserving '{record['model']}' at {record['url']}  (OpenAI API; stop with `plumbline stop FILE`)", markup=False, soft_wrap=True)
+        console.print(
+            f"\nserving '{record['model']}' at {record['url']}  (OpenAI API; stop with `plumbline stop FILE`)",
+            markup=False,
+            soft_wrap=True,
+        )
         if record.get("sample"):
-            console.print(f"  asked:    {record['sample']['prompt']}\n  answered: {record['sample']['answer']}", markup=False, highlight=False)
+            console.print(
+                f"  asked:    {record['sample']['prompt']}\n  answered: {record['sample']['answer']}",
+                markup=False,
+                highlight=False,
+            )
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -171,7 +187,9 @@ def _plan(options: argparse.Namespace) -> int:
     print(f"run {plan.name}   workspace {plan.workspace_uri}")
     for row in rows:
         wiring = ", ".join(f"{role} ← {'+'.join(names)}" for role, names in row["inputs"].items()) or "–"
-        print(f"  {row['stage']:<16} {row['kind']:<16} {'cached' if row['cached'] else 'to do':<7} {row['fingerprint']}  {wiring}")
+        print(
+            f"  {row['stage']:<16} {row['kind']:<16} {'cached' if row['cached'] else 'to do':<7} {row['fingerprint']}  {wiring}"
+        )
     return 0
 
 
@@ -207,9 +225,11 @@ def _crd(options: argparse.Namespace) -> int:
 
         print(reference.render(), end="")
     else:
+        import yaml
+
         from plumbline.api import crd
 
-        print(crd.dump(), end="")
+        print(f"# {crd.ORIGIN}\n{yaml.safe_dump(crd.render(), sort_keys=False, width=120)}", end="")
     return 0
 
 

@@ -47,9 +47,10 @@ def start_local(cpus: int) -> str:
     It ends with this process, however that ends.
     """
     apply_settings()
-    # Explicit mode and token: otherwise they depend on files that other Ray versions left in the home folder.
-    os.environ["RAY_AUTH_MODE"] = "token"
+    # A token of our own: otherwise it depends on files that other Ray versions left in the home folder. The mode is for
+    # ray.init to set: it then re-reads its configuration, which `import ray` has read if that came before us.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.pop("RAY_AUTH_MODE", None)
     os.environ.pop("RAY_ADDRESS", None)
     import ray
 

@@ -38,6 +38,8 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             raise InvalidInput(f"line {line}: a key must be a plain word, not a list or mapping")
+        if key_node.tag == "tag:yaml.org,2002:merge":  # what `<<` brings in, own keys may override
+            continue
         key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
         if key in seen:
             raise InvalidInput(f"line {line}: '{key}' is written twice (first in line {seen[key]})")

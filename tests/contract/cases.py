@@ -14,7 +14,7 @@ spec:
 """
 
 DATA = '- {name: data, curate: {sources: [{uri: "builtin://skills", limit: 100}]}}\n'
-PAIRS = '- {name: pairs, curate: {sources: [{uri: pairs.jsonl, format: pairs}], produces: PreferenceDataset}}\n'
+PAIRS = "- {name: pairs, curate: {sources: [{uri: pairs.jsonl, format: pairs}], produces: PreferenceDataset}}\n"
 SFT = "- {name: sft, sft: {}}\n"
 CHECK = "- {name: check, evaluate: {tasks: [{name: skills, benchmark: skills}], gates: [{task: skills, threshold: 0.5}]}}\n"
 SERVE = "- {name: live, serve: {}}\n"
@@ -36,7 +36,9 @@ GOOD = {
     "whole pipeline": stages(DATA, SFT, PAIRS, "- {name: dpo, preference: {}}\n", CHECK, SERVE),
     "curate": stages(DATA),
     "synthesize": stages("- {name: more, synthesize: {}}\n", SFT),
-    "synthesize pairs": stages("- {name: more, synthesize: {produces: PreferenceDataset}}\n", "- {name: dpo, preference: {}}\n"),
+    "synthesize pairs": stages(
+        "- {name: more, synthesize: {produces: PreferenceDataset}}\n", "- {name: dpo, preference: {}}\n"
+    ),
     "extendTokenizer": stages("- {name: words, extendTokenizer: {texts: [a.txt]}}\n"),
     "rewardModel": stages(PAIRS, "- {name: rm, rewardModel: {maxSteps: 3}}\n"),
     "rlhf": stages(DATA, "- {name: rl, rlhf: {steps: 2, rewards: [{type: exactMatch}], optimizer: {maxGradNorm: 0.5}}}\n"),
@@ -57,8 +59,13 @@ GOOD = {
     "explicit dataset": stages(DATA, DATA.replace("data", "other", 1), "- {name: sft, inputs: {dataset: data}, sft: {}}\n"),
     "curate reads curate": stages(DATA, "- {name: two, inputs: {dataset: data}, curate: {sources: [{uri: x.jsonl}]}}\n"),
     "no baselines": stages("- {name: c, inputs: {baselines: []}, evaluate: {tasks: [{name: s, benchmark: skills}]}}\n"),
-    "null is unset": stages(DATA, "- {name: sft, sft: {seed: null, adapter: null, maxSteps: null}, rlhf: null, inputs: null}\n"),
-    "numbers": stages(DATA, "- {name: sft, sft: {epochs: 1, optimizer: {learningRate: 1e-5, weightDecay: 0}}}\n"),
+    "null is unset": stages(
+        DATA, "- {name: sft, sft: {seed: null, adapter: null, maxSteps: null}, rlhf: null, inputs: null}\n"
+    ),
+    "numbers": stages(
+        DATA,
+        "- {name: sft, sft: {epochs: 1, seed: 1.0, maxLength: 512.0, optimizer: {learningRate: 1e-5, weightDecay: 0}}}\n",
+    ),
     "cluster": HEAD
     + "  cluster: {image: plumbline, head: {cpu: '2', memory: 4Gi}, workers: [{name: gpu, gpus: 1, minReplicas: 0, maxReplicas: 4,"
     + " nodeSelector: {zone: a}, template: {spec: {tolerations: [{key: gpu, operator: Exists}]}}}]}\n"
@@ -91,9 +98,7 @@ BAD = {
     "name of the run too long": stages(DATA).replace("name: contract", f"name: {'r' * 64}"),
     "name of the run with two dots": stages(DATA).replace("name: contract", "name: a..b"),
     "forward reference": stages("- {name: sft, inputs: {dataset: data}, sft: {}}\n", DATA),
-    "cycle": stages(
-        DATA, "- {name: a, inputs: {model: b}, sft: {}}\n", "- {name: b, inputs: {model: a}, sft: {}}\n"
-    ),
+    "cycle": stages(DATA, "- {name: a, inputs: {model: b}, sft: {}}\n", "- {name: b, inputs: {model: a}, sft: {}}\n"),
     "reads itself": stages(DATA, "- {name: a, inputs: {model: a}, sft: {}}\n"),
     "wrong input type": stages(DATA, "- {name: sft, inputs: {model: data}, sft: {}}\n"),
     "pairs for chats": stages(PAIRS, "- {name: sft, inputs: {dataset: pairs}, sft: {}}\n"),
@@ -130,6 +135,8 @@ BAD = {
     "gate without measure": evaluate(f"tasks: [{SKILLS}], gates: [{{task: skills}}]"),
     "gate with two measures": evaluate(f"tasks: [{SKILLS}], gates: [{{task: skills, baseline: base, threshold: 0.5}}]"),
     "gate with unknown baseline": evaluate(f"tasks: [{SKILLS}], gates: [{{task: skills, baseline: sft}}]"),
+    "confidence below its bound": evaluate(f"tasks: [{SKILLS}], confidence: 0.5"),
+    "label smoothing at its bound": stages(PAIRS, "- {name: dpo, preference: {labelSmoothing: 0.5}}\n"),
     "confidence at its bound": evaluate(f"tasks: [{SKILLS}], confidence: 1"),
     "model missing": stages(DATA).replace('  model: {base: "builtin://tiny"}\n', ""),
     "empty base": stages(DATA).replace("builtin://tiny", ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cases
 import pytest
@@ -16,9 +16,7 @@ from plumbline.api.run import AlignmentRun
 from plumbline.errors import InvalidRun
 from plumbline.graph import build_graph, fingerprints
 from plumbline.run_file import _StrictLoader, load_run
-
-if TYPE_CHECKING:
-    from conftest import Runs
+from support.runs import Runs
 
 pytestmark = pytest.mark.apiserver
 SAMPLES = sorted((Path(__file__).resolve().parents[2] / "manifests" / "samples").glob("*.yaml"))
@@ -130,7 +128,9 @@ def test_status_is_a_subresource_of_its_own(runs: Runs) -> None:
                 "lastTransitionTime": "2026-01-01T00:00:00Z",
             }
         ],
-        "stages": [{"name": "data", "kind": "curate", "phase": "Running", "metrics": {"rows": "10"}, "progress": {"step": 1}}],
+        "stages": [
+            {"name": "data", "kind": "curate", "phase": "Running", "metrics": {"rows": "10"}, "progress": {"step": 1}}
+        ],
     }
     patched = runs.patch_status("observed", status)
     assert patched["status"]["phase"] == "Running"
@@ -153,3 +153,13 @@ def test_a_wrong_status_is_refused(status: dict[str, Any], runs: Runs, request: 
     with pytest.raises(ApiException) as error:
         runs.patch_status(name, status)
     assert error.value.status in (400, 422)
+
+
+def test_server_side_apply_keeps_the_order_of_the_stages(runs: Runs) -> None:
+    def order(text: str) -> list[str]:
+        return [stage["name"] for stage in runs.apply(parsed(text, "applied"))["spec"]["stages"]]
+
+    assert order(cases.stages(cases.DATA, cases.SFT)) == ["data", "sft"]
+    more = "- {name: more, sft: {epochs: 1}}\n"
+    assert order(cases.stages(cases.PAIRS, cases.DATA, more, cases.SFT)) == ["pairs", "data", "more", "sft"]
+    assert order(cases.stages(cases.DATA, cases.SFT, more)) == ["data", "sft", "more"]

@@ -106,6 +106,7 @@ class EnvtestServer:
             "kube-apiserver",
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
             "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
             f"--secure-port={self._port}",
             f"--cert-dir={self._folder / 'certificates'}",
             f"--token-auth-file={self._folder / 'tokens.csv'}",

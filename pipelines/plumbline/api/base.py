@@ -5,15 +5,23 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
 # A DNS-1035 label: stage names become parts of Kubernetes object names.
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=30)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$", max_length=32)]
-PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+"""JSON has one type of number: the API server takes 1.0 for 1, and so must every reader of what it stored."""
+PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE]
+NonNegativeInt = Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

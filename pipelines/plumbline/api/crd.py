@@ -13,6 +13,7 @@ from plumbline.api.status import RunStatus
 
 Schema = dict[str, Any]
 
+ORIGIN = "Generated from the pydantic models of plumbline.api by: plumbline crd"
 COLUMNS = {
     "Phase": ".status.phase",
     "Stage": ".status.currentStage",
@@ -20,7 +21,7 @@ COLUMNS = {
     "Gate": ".status.gate",
     "Endpoint": ".status.endpoint",
 }
-_REWRITTEN = {"properties", "items", "additionalProperties", "const", "default", "exclusiveMinimum", "exclusiveMaximum"}
+_REWRITTEN = {"properties", "items", "additionalProperties", "const", "default"}
 _DROPPED = {"title", "anyOf", "$ref", "$defs", "x-immutable"}
 
 
@@ -90,12 +91,9 @@ def _root() -> Schema:
 def _convert(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:
     node = _resolve(node, definitions, path)
     found: Schema = {key: deepcopy(node[key]) for key in ("description", "type") if key in node}
-    found |= {key: deepcopy(value) for key, value in node.items() if key not in _DROPPED | _REWRITTEN}
+    found |= {key: deepcopy(value) for key, value in node.items() if key not in _DROPPED | _REWRITTEN | set(_BOUNDS)}
     if "const" in node:
         found["enum"] = [node["const"]]
-    for bound in ("Minimum", "Maximum"):
-        if f"exclusive{bound}" in node:
-            found[bound.lower()], found[f"exclusive{bound}"] = node[f"exclusive{bound}"], True
     if "default" in node:
         found["default"] = _without_null(node["default"])
         if found["default"] is None:
@@ -108,12 +106,35 @@ def _convert(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:
         found["items"] = _convert(node["items"], definitions, f"{path}[]")
     if isinstance(node.get("additionalProperties"), dict):
         found["additionalProperties"] = _convert(node["additionalProperties"], definitions, f"{path}.*")
+    _set_bounds(found, node)
     if node.get("x-immutable"):
         name = path.rpartition(".")[2]
         _add_rules(found, [{"rule": "self == oldSelf", "message": f"{name} cannot be changed once the run exists"}])
     if "type" not in found:
         raise TypeError(f"{path} has no single type: {node}")
     return found
+
+
+_BOUNDS = {
+    "minimum": ("minimum", ">=", "at least"),
+    "exclusiveMinimum": ("minimum", ">", "greater than"),
+    "maximum": ("maximum", "<=", "at most"),
+    "exclusiveMaximum": ("maximum", "<", "less than"),
+}
+
+
+def _set_bounds(found: Schema, node: Schema) -> None:
+    """Bounds in the words of OpenAPI v3.0. Fractional ones become CEL: the API server cuts them off for whole values (0 < 0.5)."""
+    for word, (bound, operator, phrase) in _BOUNDS.items():
+        if word not in node:
+            continue
+        value = node[word]
+        if value != int(value):
+            _add_rules(found, [{"rule": f"self {operator} {value}", "message": f"must be {phrase} {value}"}])
+            continue
+        found[bound] = value
+        if bound != word:
+            found[word] = True
 
 
 def _resolve(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:

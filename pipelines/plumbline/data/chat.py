@@ -39,8 +39,9 @@ def text_of(value: Any) -> str:
         return clean(value)
     if isinstance(value, list) and value:
         parts = [part.get("text", part.get("value")) if isinstance(part, dict) else None for part in value]
-        if all(isinstance(part, str) for part in parts):
-            return clean("".join(parts))
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts):
+            return clean("".join(texts))
     raise Reject("not text", f"{type(value).__name__} where text is expected")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import pyarrow as pa
 import ray.data
@@ -34,12 +36,15 @@ def read_parallel(parts: Sequence[Part], makes: Makes, max_characters: int, para
         except PlumblineError as error:  # as a value: it keeps its type and its place, and Ray logs no traceback
             yield _failed(error, makes)
 
+    # Ray Data announces every execution on the console; errors come to us as values.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = [{"part": i} for i in range(len(parts))]
     dataset = ray.data.from_items(items, override_num_blocks=len(parts)).map_batches(
-        read, batch_size=1, batch_format="pyarrow", compute=TaskPoolStrategy(size=parallelism)
+        read, batch_size=1, batch_format="pyarrow", compute=TaskPoolStrategy(size=min(parallelism, len(parts)))
     )
     dataset.context.execution_options.preserve_order = True
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    tables = cast(Iterator[pa.Table], dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+    for table in tables:
         failures = table[FAILURE.name].combine_chunks().drop_null()
         if len(failures):
             raise _error(failures[0].as_py())

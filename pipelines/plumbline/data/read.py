@@ -88,8 +88,8 @@ def _items(stream: BinaryIO, shown: str) -> Iterator[Item]:
     if magic == b"PAR1":
         yield from _parquet(stream, shown)
         return
-    raw = gzip.GzipFile(fileobj=stream) if magic[:2] == b"\x1f\x8b" else stream
-    text = io.BufferedReader(cast(io.RawIOBase, raw), BUFFER)
+    raw = _Inflated(stream) if magic[:2] == b"\x1f\x8b" else cast(io.RawIOBase, stream)
+    text = io.BufferedReader(raw, BUFFER)
     line = 1
     try:
         if _first_byte(text) == b"[":
@@ -104,11 +104,26 @@ def _items(stream: BinaryIO, shown: str) -> Iterator[Item]:
         ) from error
 
 
-def _first_byte(text: io.BufferedReader) -> bytes:
+class _Inflated(io.RawIOBase):
+    """Gzip data as they come: `GzipFile.readinto` itself would lose what precedes a cut in the same buffer."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._file = gzip.GzipFile(fileobj=stream)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _first_byte(text: io.BufferedReader[io.RawIOBase]) -> bytes:
     return text.peek(64).removeprefix(BOM).lstrip()[:1]
 
 
-def _lines(text: io.BufferedReader) -> Iterator[Item]:
+def _lines(text: io.BufferedReader[io.RawIOBase]) -> Iterator[Item]:
     blank: list[int] = []  # blank lines are broken only if something follows: newlines at the end are fine
     for number, raw in enumerate(text, 1):
         raw = raw.removeprefix(BOM) if number == 1 else raw
@@ -192,5 +207,5 @@ def _plain(error: BaseException) -> str:
 
 
 def _excerpt(text: str, length: int = 80) -> str:
-    line = " ".join(text[: 2 * length].split())
+    line = " ".join(text[: 2 * length].encode(errors="replace").decode().split())
     return line if len(line) <= length else line[:length] + "…"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, cast
 
-from plumbline.api.stages.curate import SourceSpec
+from plumbline.api.stages.curate import SKILLS_COUNT, SourceSpec
 from plumbline.artifacts import Artifact
 from plumbline.builtin import skills
 from plumbline.data.chat import Chat, Content
@@ -22,7 +22,6 @@ from plumbline.data.rows import COLUMNS, Outcome
 from plumbline.errors import InvalidInput
 from plumbline.external import SKILLS, expand
 
-SKILLS_COUNT = 1000  # as the description of `sources[].limit` says
 EXCERPT = 300
 ID_FIELDS = ("id", "record_id", "prompt_id", "message_id", "uid")
 
@@ -120,7 +119,8 @@ def _named(name: str, paths: list[str], uri: str) -> tuple[tuple[str, str], ...]
     """Each file with its name in the provenance: the source's name, and below a folder or glob the path there."""
     if len(paths) == 1 and paths[0].endswith(uri.rpartition("/")[2]):
         return ((name, paths[0]),)
-    root = os.path.commonprefix(paths).rpartition("/")[0] + "/"
+    # commonpath would fold the // of a URI
+    root = os.path.commonprefix(paths).rpartition("/")[0] + "/"  # noqa: RUF071
     return tuple((f"{name}/{path.removeprefix(root)}", path) for path in paths)
 
 
@@ -156,7 +156,7 @@ def _convert(format: Format, record: dict[str, Any], source: str, index: int) ->
     try:
         return Outcome(source, index, format.name, _own_id(record), format.convert(record))
     except Reject as reject:
-        text = json.dumps(record, default=str)[: 8 * EXCERPT]  # ASCII: whatever is in the record, it can be shown
+        text = json.dumps(record, default=str, ensure_ascii=False).encode(errors="replace").decode()
         shown = f"{reject.detail}; {text}" if reject.detail else text
         return Outcome(source, index, format.name, reason=reject.reason, excerpt=shown[:EXCERPT])
 

@@ -75,8 +75,8 @@ def ask(
         One reply per question.
 
     Raises:
-        InvalidInput: the endpoint refuses a request. A prompt that is too long for the model is no refusal but an empty
-            reply with finish reason `context_length_exceeded`.
+        InvalidInput: the endpoint refuses a request. A prompt that leaves no room for an answer is no refusal but an
+            empty reply with finish reason `context_length_exceeded`.
         PlumblineError: the last try failed too, or the reply has not OpenAI's form.
     """
     distinct = {question.key: question for question in questions}
@@ -121,6 +121,22 @@ async def _ask_all(
 
 async def _ask(session: aiohttp.ClientSession, url: str, question: Question, delays: Sequence[float]) -> Reply:
     body = {"model": question.model, "messages": question.messages, "stream": False, **asdict(question.sampling)}
+    status, text = await _post(session, url, body, question.model, delays)
+    if _is_too_long(status, text):
+        # Prompt and max_tokens together do not fit. Without the limit an endpoint gives what room is left, which is less.
+        del body["max_tokens"]
+        status, text = await _post(session, url, body, question.model, delays)
+        if _is_too_long(status, text):
+            return Reply("", TOO_LONG)
+    if status != 200:
+        raise InvalidInput(f"{url} refuses a question to model '{question.model}' with {_problem(status, text)}")
+    return _reply(url, text)
+
+
+async def _post(
+    session: aiohttp.ClientSession, url: str, body: dict[str, Any], model: str, delays: Sequence[float]
+) -> tuple[int, str]:
+    """Status and text of the first response that another try would not change."""
     problem = ""
     for delay in (0.0, *delays):
         await asyncio.sleep(delay)
@@ -130,16 +146,18 @@ async def _ask(session: aiohttp.ClientSession, url: str, question: Question, del
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
             problem = f"{type(error).__name__}: {error}"
             continue
-        if response.status == 200:
-            return _reply(url, text)
-        problem = f"HTTP {response.status}: {_error_field(text, 'message') or text[:200]}"
-        if response.status == 400 and _error_field(text, "code") == TOO_LONG:
-            return Reply("", TOO_LONG)
         if response.status < 500 and response.status != 429:
-            raise InvalidInput(f"{url} refuses a question to model '{question.model}' with {problem}")
-    raise PlumblineError(
-        f"{url} does not answer a question to model '{question.model}' in {len(delays) + 1} tries: {problem}"
-    )
+            return response.status, text
+        problem = _problem(response.status, text)
+    raise PlumblineError(f"{url} does not answer a question to model '{model}' in {len(delays) + 1} tries: {problem}")
+
+
+def _is_too_long(status: int, text: str) -> bool:
+    return status == 400 and _error_field(text, "code") == TOO_LONG
+
+
+def _problem(status: int, text: str) -> str:
+    return f"HTTP {status}: {_error_field(text, 'message') or text[:200]}"
 
 
 def _reply(url: str, text: str) -> Reply:

@@ -110,8 +110,8 @@ def report_html(setting: Setting, results: Results, samples: Sequence[Sample], l
     body = "\n".join(
         [
             f"<h1>{escape(title)}</h1>",
-            f'<p class="about">Candidate <b>{escape(results.candidate)}</b>, intervals at level {level}, sampling temperature '
-            f"{setting.temperature:g}.</p>",
+            f"<p class='about'>Candidate <b>{escape(results.candidate)}</b>, intervals at level {level}, "
+            f"sampling temperature {setting.temperature:g}.</p>",
             _verdict(results),
             "<h2>Scores</h2>",
             _scores(results.scores),

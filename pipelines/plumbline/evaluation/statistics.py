@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 Scores = Sequence[float]
@@ -52,7 +53,7 @@ def wilson(successes: int, n: int, confidence: float) -> Estimate:
 
 def mean(scores: Scores, confidence: float) -> Estimate:
     """A mean with its Student t interval, cut to [0, 1]; one item tells nothing, so its interval is all of it."""
-    value, low, high, _ = _student(np.asarray(scores, dtype=float), confidence, (0.0, 1.0))
+    value, low, high, _ = _student(np.asarray(scores, dtype=np.float64), confidence, (0.0, 1.0))
     return Estimate(value, low, high, len(scores))
 
 
@@ -98,8 +99,8 @@ def win_rate(candidate: Scores, baseline: Scores, confidence: float) -> Estimate
     Raises:
         ValueError: the sequences differ in length or are empty.
     """
-    wins = (_differences(candidate, baseline) > 0).astype(float)
-    losses = (_differences(candidate, baseline) < 0).astype(float)
+    wins = (_differences(candidate, baseline) > 0).astype(np.float64)
+    losses = (_differences(candidate, baseline) < 0).astype(np.float64)
     balance = paired_difference(list(wins), list(losses), confidence)
     return Estimate(0.5 + balance.value / 2, 0.5 + balance.low / 2, 0.5 + balance.high / 2, balance.n)
 
@@ -131,13 +132,15 @@ def _binary(scores: Scores) -> bool:
     return all(value in (0.0, 1.0) for value in scores)
 
 
-def _differences(candidate: Scores, baseline: Scores) -> np.ndarray:
+def _differences(candidate: Scores, baseline: Scores) -> npt.NDArray[np.float64]:
     if len(candidate) != len(baseline) or not candidate:
         raise ValueError(f"paired scores need the same items, at least one: {len(candidate)} and {len(baseline)} are given")
-    return np.asarray(candidate, dtype=float) - np.asarray(baseline, dtype=float)
+    return np.subtract(candidate, baseline, dtype=np.float64)
 
 
-def _student(values: np.ndarray, confidence: float, bounds: tuple[float, float]) -> tuple[float, float, float, float]:
+def _student(
+    values: npt.NDArray[np.float64], confidence: float, bounds: tuple[float, float]
+) -> tuple[float, float, float, float]:
     """Mean, low, high and standard deviation; one value leaves the whole range open."""
     n, value = len(values), float(values.mean())
     if n < 2:

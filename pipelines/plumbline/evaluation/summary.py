@@ -29,11 +29,13 @@ class Summary:
 
     Attributes:
         rows: scores, task by task, the candidate first.
+        confidence: level of the intervals.
         status: `pass`, `fail`, `inconclusive`, or None without gates.
         verdict: the same as one sentence with the numbers that decided.
     """
 
     rows: tuple[Row, ...]
+    confidence: float
     status: str | None
     verdict: str
 
@@ -43,7 +45,9 @@ def summarise(report: Artifact) -> Summary:
     with fsspec.open(f"{report.uri}/{REPORT}", "rb") as stream:
         values = json.load(stream)
     rows = tuple(Row(s["model"], s["task"], s["score"], s["low"], s["high"], s["n"]) for s in values["scores"])
-    status = values["verdict"]
+    status, confidence = values["verdict"], values["confidence"]
     if status is None:
-        return Summary(rows, None, f"no verdict on {values['candidate']}: stage '{values['stage']}' has no gates")
-    return Summary(rows, status, f"{status}: {values['verdictReason']}")
+        return Summary(
+            rows, confidence, None, f"no verdict on {values['candidate']}: stage '{values['stage']}' has no gates"
+        )
+    return Summary(rows, confidence, status, f"{status}: {values['verdictReason']}")

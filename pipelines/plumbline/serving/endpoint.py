@@ -82,7 +82,9 @@ def _forget(path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m plumbline.serving.endpoint", description="Serve one stage until stopped.")
+    parser = argparse.ArgumentParser(
+        prog="python -m plumbline.serving.endpoint", description="Serve one stage until stopped."
+    )
     parser.add_argument("run", type=Path, help="RUN.json, written by a driver")
     parser.add_argument("stage", help="name of the serve stage")
     options = parser.parse_args()

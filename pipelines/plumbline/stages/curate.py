@@ -44,7 +44,8 @@ def run(context: StageContext, spec: CurateSpec) -> None:
                 table = mark_duplicates(table, seen)
             tally.add(table)
             writer.write(table.filter(table["reason"].is_null()).select(schema.names))
-            context.report.step(table["part"][-1].as_py() + 1, len(parts), {"rows": tally.rows})
+            context.report.step(table["part"][-1].as_py(), len(parts), {"rows": tally.rows})
+    context.report.step(len(parts), len(parts), {"rows": tally.rows})
 
     card = tally.card()
     if not card["rows"]:
@@ -69,7 +70,7 @@ def _nothing_left(where: str, card: dict[str, Any]) -> str:
     example = card["examples"][reason][0]
     return (
         f"{where}.sources: no row is left of {card['records']} records; most ({count}) were dropped as '{reason}', such as "
-        f"record {example['record']} of {example['source']}; give sources with usable records"
+        f"record {example['record']} of {example['source']}: {example['excerpt'][:120]}; give sources with usable records"
     )
 
 

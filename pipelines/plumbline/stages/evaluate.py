@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plumbline.api.base import BASE
 from plumbline.api.stages.evaluate import EvaluateSpec, TaskSpec
-from plumbline.errors import InvalidInput
 from plumbline.evaluation import report
 from plumbline.evaluation.benchmarks import BENCHMARKS
 from plumbline.evaluation.benchmarks.benchmark import Item
@@ -35,14 +34,13 @@ class Evaluated:
 
 
 def run(context: StageContext, spec: EvaluateSpec) -> None:
-    """Write the Report artifact. A verdict other than pass is a result like any other: the drivers read it from the manifest.
+    """Write the Report artifact. A verdict other than pass is a result too: the drivers read it from the manifest.
 
     Raises:
-        InvalidInput: a gate names no baseline of this stage, or a benchmark file is not what it should be.
+        InvalidInput: a benchmark file is not what it should be.
         PlumblineError: the models cannot be deployed or stop answering.
     """
     models = evaluated(context)
-    check_gates(context, spec, list(models))
     items = {task.name: BENCHMARKS[task.benchmark].load(task) for task in spec.tasks}
     asked = [(task, item, model) for task in spec.tasks for item in items[task.name] for model in models]
     replies = _ask(context, spec, models, asked)
@@ -74,21 +72,6 @@ def evaluated(context: StageContext) -> dict[str, Evaluated]:
     return found
 
 
-def check_gates(context: StageContext, spec: EvaluateSpec, models: Sequence[str]) -> None:
-    """Refuse a gate whose baseline is not asked, before anything is deployed.
-
-    Raises:
-        InvalidInput: with the field path.
-    """
-    number = [stage.name for stage in context.plan.run.spec.stages].index(context.node.name)
-    for i, gate in enumerate(spec.gates):
-        if gate.baseline is not None and gate.baseline not in models:
-            raise InvalidInput(
-                f"spec.stages[{number}].evaluate.gates[{i}].baseline: '{gate.baseline}' is not among the models of this stage; "
-                f"name one of {', '.join(models)}, or add it to spec.stages[{number}].inputs.baselines"
-            )
-
-
 def scored(asked: Sequence[Asked], replies: Sequence[Reply]) -> list[Sample]:
     """Group replies by item, and score them."""
     grouped: dict[tuple[str, str], Sample] = {}
@@ -107,7 +90,7 @@ def item_seed(task: TaskSpec, item: Item) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _ask(context: StageContext, spec: EvaluateSpec, models: Mapping[str, Evaluated], asked: Sequence[Asked]) -> list[Reply]:
+def _ask(context: StageContext, spec: EvaluateSpec, models: dict[str, Evaluated], asked: Sequence[Asked]) -> list[Reply]:
     # Stages of equal fingerprint are one model: it is deployed and asked once, under the first of its names.
     served = {model.fingerprint: model for model in reversed(models.values())}
     questions = [
@@ -121,6 +104,8 @@ def _ask(context: StageContext, spec: EvaluateSpec, models: Mapping[str, Evaluat
     ]
     longest = max(task.max_tokens for task in spec.tasks)
     with Journal(f"{context.checkpoints}/replies") as journal:
+        if all(question.key in journal.replies for question in questions):  # killed after the last reply
+            return [journal.replies[question.key] for question in questions]
         connect()
         names = [model.name for model in served.values()]
         context.report.say(f"deploying {', '.join(names)}")

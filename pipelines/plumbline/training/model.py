@@ -78,7 +78,6 @@ def build_trainable(reference: ModelReference, adapter: AdapterSpec | None, seed
     targets: str | list[str] = "all-linear" if spec.target_modules == ["all-linear"] else list(spec.target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=reference.base,
         r=spec.rank,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
@@ -86,12 +85,14 @@ def build_trainable(reference: ModelReference, adapter: AdapterSpec | None, seed
     )
     torch.manual_seed(seed)
     try:
-        return TargetLogProbs(get_peft_model(base, config))
+        model = get_peft_model(base, config)
     except ValueError as error:
         linear = sorted({name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)})
         raise InvalidInput(
             f"{where}.adapter.targetModules: {spec.target_modules} match no module of the model; it has {', '.join(linear)}"
         ) from error
+    model.peft_config["default"].base_model_name_or_path = reference.base  # PEFT puts in the local folder
+    return TargetLogProbs(model)
 
 
 def peft_names(model: PeftModel, adapter: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

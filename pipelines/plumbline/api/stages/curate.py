@@ -8,6 +8,9 @@ from pydantic import Field
 
 from plumbline.api.base import ArtifactType, Input, NonNegativeInt, PositiveInt, SpecModel, StageSpec, Uri
 
+SKILLS_COUNT = 1000
+"""Tasks of `builtin://skills` where `limit` is not given."""
+
 
 class SourceSpec(SpecModel):
     """One place that records come from."""
@@ -17,13 +20,14 @@ class SourceSpec(SpecModel):
     format: Literal["auto", "alpaca", "dolly", "sharegpt", "messages", "pairs"] = "auto"
     """Record format. `auto` recognises it by the fields of the first record. `pairs` is prompt/chosen/rejected."""
     name: str | None = Field(default=None, max_length=100)
-    """Name in the data card and in each row's provenance. Default: the file name."""
+    """Name in the data card and in each row's provenance. Default: the last part of the URI."""
     limit: PositiveInt | None = None
     """Take only the first records. For `builtin://skills`: how many tasks to make (default 1000)."""
     split: Literal["train", "heldout"] = "train"
     """For `builtin://skills`: which part. The two parts share no task."""
     bad_records: Literal["fail", "skip"] = "fail"
-    """What a broken line does: `fail` stops with its file and line; `skip` drops it and counts it in the data card."""
+    """What a broken line does: `fail` stops with its file and line; `skip` drops it and counts it in the data card.
+    A file that was cut off (gzip, JSON array, Parquet) always stops: how much is missing cannot be told."""
 
 
 class CurateSpec(StageSpec):

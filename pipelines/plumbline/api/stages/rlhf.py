@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from plumbline.api.base import ArtifactType, Input, NonNegativeFloat, PositiveFloat, PositiveInt, Share, SpecModel
+from plumbline.api.base import WHOLE, ArtifactType, Input, NonNegativeFloat, PositiveFloat, PositiveInt, Share, SpecModel
 from plumbline.api.stages.training import MODEL_INPUT, CheckpointSpec, OptimizerSpec, Schedule, TrainingSpec
 
 
@@ -68,9 +68,9 @@ class RlhfSpec(TrainingSpec):
     """Rollout-and-update steps."""
     prompts_per_step: PositiveInt = 32
     """Distinct prompts in a step."""
-    group_size: Annotated[int, Field(ge=2, le=1024)] = 8
+    group_size: Annotated[int, Field(ge=2, le=1024), WHOLE] = 8
     """Answers sampled for each prompt (TRL: 8). One answer has no group to compare with."""
-    updates_per_step: Annotated[int, Field(ge=1, le=16)] = 1
+    updates_per_step: Annotated[int, Field(ge=1, le=16), WHOLE] = 1
     """Optimizer steps on each batch of rollouts. Above 1 the clipped ratio matters."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Ratios below 1 - clipLow get no gradient (PPO: 0.2)."""

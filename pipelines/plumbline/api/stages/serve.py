@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from plumbline.api.base import ArtifactType, Input, PositiveInt, StageSpec
+from plumbline.api.base import WHOLE, ArtifactType, Input, PositiveInt, StageSpec
 
 
 class ServeSpec(StageSpec):
@@ -26,7 +26,7 @@ class ServeSpec(StageSpec):
     """Serve without a passed gate. Off: the stage needs an `evaluate` stage with gates, and they must pass."""
     replicas: PositiveInt = 1
     """Copies of the model."""
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    port: Annotated[int, Field(ge=1, le=65535), WHOLE] | None = None
     """HTTP port of a local endpoint. Unset: 8000, or the next free one. In a cluster the Service decides."""
     max_ongoing_requests: PositiveInt = 64
     """Requests that one replica works on at the same time."""

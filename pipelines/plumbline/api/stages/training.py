@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from plumbline.api.base import (
+    WHOLE,
     ArtifactType,
     Input,
     NonNegativeFloat,
@@ -81,7 +82,7 @@ class TrainingSpec(StageSpec):
     """The adapter to train. Unset: continue the input model's adapter, or, where it has none, a LoRA with the defaults."""
     optimizer: OptimizerSpec = OptimizerSpec()
     """Optimizer and learning rate."""
-    max_length: Annotated[int, Field(ge=1, le=1_048_576)] = 2048
+    max_length: Annotated[int, Field(ge=1, le=1_048_576), WHOLE] = 2048
     """Longest sequence in tokens; longer ones are cut at the end (supervised) or left out (pairs), and counted."""
     micro_batch_tokens: PositiveInt = 8192
     """Most tokens (padding included) in one forward pass of one worker. Bounds memory; does not change the gradient."""

@@ -57,7 +57,7 @@ def choose(wanted: str, record: Record, where: str, makes: Makes) -> Format:
     Raises:
         InvalidInput: nothing fits, the forced format does not fit, or it makes rows of the other kind.
     """
-    seen = ", ".join(f"'{name}'" for name in record) or "none"
+    seen = ", ".join(repr(name)[:60] for name in list(record)[:20]) or "none"
     found = next((format for format in FORMATS.values() if format.recognise(record)), None)
     known = "; ".join(f"{format.name} ({format.fields})" for format in FORMATS.values())
     if wanted != "auto" and not FORMATS[wanted].recognise(record):

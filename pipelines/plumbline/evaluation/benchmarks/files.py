@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -51,7 +51,7 @@ def json_rows(uri: str, expected: str) -> Iterator[Row]:
         InvalidInput: a line is not UTF-8 or not a JSON object, or there is no row at all.
     """
 
-    def parse(stream: io.BufferedIOBase, file: str) -> Iterator[tuple[int, Any]]:
+    def parse(stream: BinaryIO, file: str) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
@@ -77,7 +77,7 @@ def csv_rows(uri: str, expected: str) -> Iterator[Row]:
         InvalidInput: a file is not UTF-8 or not CSV, or there is no row at all.
     """
 
-    def parse(stream: io.BufferedIOBase, file: str) -> Iterator[tuple[int, Any]]:
+    def parse(stream: BinaryIO, file: str) -> Iterator[tuple[int, Any]]:
         reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
         try:
             for fields in reader:
@@ -89,7 +89,7 @@ def csv_rows(uri: str, expected: str) -> Iterator[Row]:
     return _rows(uri, parse, expected)
 
 
-def _rows(uri: str, parse: Callable[[Any, str], Iterator[tuple[int, Any]]], expected: str) -> Iterator[Row]:
+def _rows(uri: str, parse: Callable[[BinaryIO, str], Iterator[tuple[int, Any]]], expected: str) -> Iterator[Row]:
     files = expand(uri)
     root = os.path.commonpath([str(Path(file).parent) for file in files])
     found = False

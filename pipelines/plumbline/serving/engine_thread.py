@@ -1,0 +1,124 @@
+"""An engine in a thread of its own, read from asyncio: one wake-up of the event loop per engine step."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from plumbline.errors import PlumblineError
+from plumbline.rollout.engine import Engine, Request, Token
+
+COALESCE_SECONDS = 0.02  # after a stream's first token, so that fast models do not send one event per token
+
+
+class _Listener:
+    """Where a request's tokens wait for its reader."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Token] = []
+        self.some = asyncio.Event()
+        self.done = asyncio.Event()
+
+
+class EngineThread:
+    """Runs the engine while it has work. All methods but the thread's own belong to one event loop.
+
+    Args:
+        engine: nobody else may call it from now on.
+        name: for the thread and for messages.
+    """
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.failure: BaseException | None = None
+        self._engine = engine
+        self._name = name
+        self._commands: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
+        self._listeners: dict[str, _Listener] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Requests that are queued or worked on."""
+        return len(self._listeners)
+
+    async def tokens(self, request: Request, *, stream: bool) -> AsyncIterator[list[Token]]:
+        """The request's tokens as they come, or, without `stream`, all at once.
+
+        Leaving the iterator early (`aclosing`, cancellation) cancels the request in the engine.
+
+        Raises:
+            PlumblineError: the engine has failed.
+        """
+        self.check()
+        self._loop = asyncio.get_running_loop()
+        listener = self._listeners[request.id] = _Listener()
+        self._commands.put(request)
+        finished = False
+        try:
+            while not finished:
+                await (listener.some if stream else listener.done).wait()
+                self.check()
+                ready, listener.tokens = listener.tokens, []
+                listener.some.clear()
+                finished = ready[-1].finish_reason is not None
+                yield ready
+                if not finished:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(listener.done.wait(), COALESCE_SECONDS)
+        finally:
+            del self._listeners[request.id]
+            if not finished:
+                self._commands.put(request.id)
+
+    def check(self) -> None:
+        """Raises PlumblineError when the engine has failed."""
+        if self.failure is not None:
+            raise PlumblineError(f"the engine of model '{self._name}' failed: {self.failure}") from self.failure
+
+    def close(self) -> None:
+        """End the thread after its current step."""
+        self._commands.put(None)
+
+    def _run(self) -> None:
+        try:
+            while self._obey():
+                self._tell(self._engine.step())
+        except BaseException as error:
+            self.failure = error
+            self._tell([])
+            raise
+
+    def _obey(self) -> bool:
+        """Take commands, and wait for one while there is no work. False: the thread shall end."""
+        while not self._engine.busy or not self._commands.empty():
+            command = self._commands.get()
+            if command is None:
+                return False
+            if isinstance(command, Request):
+                self._engine.submit(command)
+            else:
+                self._engine.cancel(command)
+        return True
+
+    def _tell(self, drawn: list[Token]) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._deliver, drawn)
+
+    def _deliver(self, drawn: list[Token]) -> None:
+        for token in drawn:
+            listener = self._listeners.get(token.request_id)
+            if listener is None:  # its reader has left; the engine is told
+                continue
+            listener.tokens.append(token)
+            listener.some.set()
+            if token.finish_reason is not None:
+                listener.done.set()
+        if self.failure is not None:
+            for listener in self._listeners.values():
+                listener.some.set()
+                listener.done.set()

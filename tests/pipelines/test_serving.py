@@ -1,0 +1,194 @@
+"""The Ray Serve application through the openai client: several models, one of them with an adapter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from plumbline.api.base import ArtifactType
+from plumbline.artifacts import Workspace
+from plumbline.errors import InvalidInput
+from plumbline.external import TINY, tiny_folder
+from plumbline.models.load import load_base, load_merged, load_tokenizer
+from plumbline.models.reference import ModelReference
+
+pytestmark = pytest.mark.ray
+
+MESSAGES = [{"role": "user", "content": "Reverse the letters q k d."}]
+SLOTS = 4
+ENDLESS = 150_000  # tokens; minutes of work
+
+
+@dataclass(frozen=True)
+class Served:
+    client: openai.OpenAI
+    url: str
+    tuned: ModelReference
+
+    def ask(self, model: str = "base", **fields: Any) -> Any:
+        fields = {"temperature": 0, "max_tokens": 24, "messages": MESSAGES, **fields}
+        return self.client.chat.completions.create(model=model, **fields)
+
+    def running(self) -> int:
+        with urllib.request.urlopen(self.url.replace("/v1", "/healthz"), timeout=10) as response:
+            return sum(model["running"] for model in json.load(response)["models"])
+
+
+def tuned_artifact(folder: Path) -> ModelReference:
+    """A Model artifact with a strong random adapter, as a training stage writes it."""
+    base = ModelReference(TINY)
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    workspace = Workspace(str(folder))
+    workspace.acquire("f" * 20, "test")
+    with workspace.create(
+        kind="sft", fingerprint="f" * 20, stage="sft", type=ArtifactType.MODEL, inputs={}, holder="test"
+    ) as writer:
+        get_peft_model(load_base(base), lora).save_pretrained(writer.folder / "adapter")
+        load_tokenizer(base).save_pretrained(writer.folder / "tokenizer")
+    return ModelReference(TINY, workspace=workspace.uri, kind="sft", fingerprint="f" * 20)
+
+
+def endless_model(folder: Path) -> ModelReference:
+    """The tiny model with a long context and an end token that it never draws."""
+    shutil.copytree(tiny_folder(), folder)
+    changes = {
+        "config.json": {"max_position_embeddings": ENDLESS + 1000, "eos_token_id": 3},
+        "generation_config.json": {"eos_token_id": 3},
+        "tokenizer_config.json": {"eos_token": "<|system|>"},
+    }
+    for name, change in changes.items():
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert load_tokenizer(ModelReference(str(folder))).eos_token_id == 3
+    return ModelReference(str(folder))
+
+
+@pytest.fixture(scope="module")
+def served(ray_session: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    from plumbline.serving.application import ServedModel
+    from plumbline.serving.local import deployment
+
+    tuned = tuned_artifact(tmp_path_factory.mktemp("workspace"))
+    endless = endless_model(tmp_path_factory.mktemp("models") / "endless")
+    models = [
+        ServedModel("base", ModelReference(TINY), 64),
+        ServedModel("org/tuned", tuned, 64),
+        ServedModel("endless", endless, ENDLESS),
+    ]
+    with deployment(models, port=None, replicas=1, max_ongoing_requests=SLOTS) as url:
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120)
+        yield Served(client, url, tuned)
+    with pytest.raises(openai.APIConnectionError):
+        client.models.list()
+
+
+def expected(reference: ModelReference, max_tokens: int = 24) -> str:
+    """Greedy answer by transformers alone."""
+    tokenizer, model = load_tokenizer(reference), load_merged(reference)
+    prompt = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    end = tokenizer.eos_token_id
+    out = model.generate(**prompt, do_sample=False, max_new_tokens=max_tokens, eos_token_id=end, pad_token_id=end)
+    return tokenizer.decode(out[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_each_model_answers_as_transformers_does_with_its_adapter(served: Served) -> None:
+    base, tuned = served.ask("base"), served.ask("org/tuned")
+    assert base.choices[0].message.content == expected(ModelReference(TINY))
+    assert tuned.choices[0].message.content == expected(served.tuned)
+    assert base.choices[0].message.content != tuned.choices[0].message.content
+    assert (base.system_fingerprint, tuned.system_fingerprint) == (None, served.tuned.fingerprint)
+
+
+def test_stream_gives_the_same_text_and_usage(served: Served) -> None:
+    whole = served.ask("org/tuned")
+    chunks = list(served.ask("org/tuned", stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_limits_and_stop_strings(served: Served) -> None:
+    short = served.ask(max_tokens=3)
+    assert (short.usage.completion_tokens, short.choices[0].finish_reason) == (3, "length")
+    whole = served.ask().choices[0].message.content
+    stop = whole[len(whole) // 2]
+    cut = served.ask(stop=stop)
+    assert cut.choices[0].message.content == whole[: whole.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+
+
+def test_models_are_listed_with_their_fingerprints(served: Served) -> None:
+    cards = {card.id: card for card in served.client.models.list()}
+    assert set(cards) == {"base", "org/tuned", "endless"}
+    assert {card.owned_by for card in cards.values()} == {"plumbline"}
+    assert cards["org/tuned"].fingerprint == served.tuned.fingerprint
+    assert served.client.models.retrieve("org/tuned") == cards["org/tuned"]
+
+
+def test_wrong_requests_raise_openais_errors(served: Served) -> None:
+    with pytest.raises(openai.NotFoundError, match="'other' does not exist"):
+        served.ask("other")
+    with pytest.raises(openai.BadRequestError, match="n: ") as caught:
+        served.ask(n=2)
+    assert caught.value.param == "n"
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as caught:
+        served.ask(messages=[{"role": "user", "content": "a " * 3000}])
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_more_requests_than_slots_answer_as_alone(served: Served) -> None:
+    def one(i: int) -> str:
+        return served.ask(("base", "org/tuned")[i % 2], temperature=1.0, seed=i).choices[0].message.content
+
+    alone = [one(i) for i in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(one, range(16))) == alone
+    assert served.running() == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_that_leaves_frees_its_slots(served: Served, stream: bool) -> None:
+    if stream:
+        streams = [served.ask("endless", stream=True, max_tokens=ENDLESS) for _ in range(SLOTS - 1)]
+        for opened in streams:
+            next(iter(opened))
+        assert served.running() == SLOTS - 1
+        for opened in streams:
+            opened.close()
+    else:
+        hurried = served.client.with_options(timeout=0.5)
+        with pytest.raises(openai.APITimeoutError):
+            hurried.chat.completions.create(model="endless", messages=MESSAGES, temperature=0, max_tokens=ENDLESS)
+    deadline = time.monotonic() + 60  # the answers themselves would take much longer
+    while served.running():
+        assert time.monotonic() < deadline, f"{served.running()} requests still run"
+        time.sleep(0.05)
+    assert served.ask().usage.completion_tokens > 0
+
+
+def test_taken_port_is_refused_by_name(ray_session: str) -> None:
+    from plumbline.serving.local import _checked_port, _free_port
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = holder.getsockname()[1]
+        with pytest.raises(InvalidInput, match=f"port {taken} .* taken; set `port`"):
+            _checked_port(taken)
+    assert _free_port() >= 8000

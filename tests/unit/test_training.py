@@ -1,0 +1,330 @@
+"""The training core: layouts, gradients and resume do not change the result."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from plumbline.api.stages.training import AdapterSpec, CheckpointSpec, OptimizerSpec
+from plumbline.builtin import skills
+from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.external import TINY
+from plumbline.models.load import load_tokenizer
+from plumbline.models.reference import ModelReference
+from plumbline.training.batch import MicroBatch, Sequence, collate, micro_batches, pack, split_rows
+from plumbline.training.checkpoint import CheckpointStore
+from plumbline.training.encode import encode_chat, encode_prompt
+from plumbline.training.engine import TrainEngine
+from plumbline.training.loop import train
+from plumbline.training.model import build_trainable
+from plumbline.training.objectives.dpo import dpo
+from plumbline.training.objectives.grpo import group_advantages, grpo
+from plumbline.training.objectives.sft import sft
+from plumbline.training.schedule import batch_indices, learning_rate, total_steps
+from plumbline.training.world import World
+
+REFERENCE = ModelReference(TINY)
+ALONE = World(0, 1, torch.device("cpu"))
+OPTIMIZER = OptimizerSpec(learning_rate=1e-2, schedule="constant", warmup_ratio=0.0)
+
+
+def chats(count: int, seed: int = 0) -> list[Sequence]:
+    tokenizer = load_tokenizer(REFERENCE)
+    return [
+        encode_chat(tokenizer, [{"role": "user", "content": t.prompt}, {"role": "assistant", "content": t.answer}], 128)
+        for t in skills.tasks(count, split="train", seed=seed)
+    ]
+
+
+def new_engine(world: World = ALONE, sharding: str = "replicate", seed: int = 0) -> TrainEngine:
+    model = build_trainable(REFERENCE, AdapterSpec(rank=4), seed, "sft")
+    with torch.no_grad():  # B starts at zero, which would hide the gradient of A
+        generator = torch.Generator().manual_seed(1)
+        for name, p in model.adapter_parameters().items():
+            if "lora_B" in name:
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+    return TrainEngine(model, OPTIMIZER, world, sharding)  # type: ignore[arg-type]
+
+
+def gradient_step(layout: list[MicroBatch], engine: TrainEngine | None = None) -> tuple[dict[str, float], torch.Tensor]:
+    engine = engine or new_engine()
+    metrics = engine.step(layout, sft, rate=1e-2)
+    return metrics, torch.cat([p.flatten() for p in engine.full_parameters().values()])
+
+
+def test_packing_padding_and_accumulation_give_the_same_step() -> None:
+    units = [[sequence] for sequence in chats(24)]
+    layouts = {
+        "one row each, one batch": micro_batches(units, micro_batch_tokens=10**9),
+        "buckets": micro_batches(units, micro_batch_tokens=100),
+        "packed": micro_batches(units, micro_batch_tokens=256, row_tokens=64),
+        "one by one": [collate([unit]) for unit in units],
+    }
+    assert len(layouts["buckets"]) > len(layouts["packed"]) > 1
+    results = {name: gradient_step(layout) for name, layout in layouts.items()}
+    expected, weights = results.pop("one by one")
+    for name, (metrics, found) in results.items():
+        assert metrics["loss"] == pytest.approx(expected["loss"], abs=1e-5), name
+        assert metrics["gradNorm"] == pytest.approx(expected["gradNorm"], rel=1e-4), name
+        # one AdamW step has size ~lr whatever the gradient, so weights tell sign flips and scale errors of Adam's input
+        assert torch.allclose(found, weights, atol=2e-4), name
+
+
+def test_packed_sequences_do_not_see_each_other() -> None:
+    one, other = chats(2)
+    engine = new_engine()
+    alone = engine.log_probs([collate([[other]])])[0]
+    packed = engine.log_probs([collate([[one, other]])])[0]
+    assert torch.allclose(packed[one.targets :], alone, atol=1e-5)
+
+
+def test_loss_equals_cross_entropy_of_the_plain_model() -> None:
+    from plumbline.models.load import load_base
+
+    sequence = chats(1)[0]
+    ids = torch.tensor([sequence.ids])
+    logits = load_base(REFERENCE)(ids).logits[0, :-1]
+    wanted = [t for t in range(1, len(sequence.ids)) if sequence.trained[t]]
+    expected = -torch.log_softmax(logits.float(), -1)[[t - 1 for t in wanted], ids[0, wanted]].mean()
+    engine = TrainEngine(build_trainable(REFERENCE, AdapterSpec(), 0, "sft"), OPTIMIZER, ALONE)  # B = 0: the base itself
+    assert engine.step([collate([[sequence]])], sft, 0.0)["loss"] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_only_answers_are_trained_on() -> None:
+    tokenizer = load_tokenizer(REFERENCE)
+    messages = [
+        {"role": "user", "content": "Reverse the letters a b c."},
+        {"role": "assistant", "content": "c b a"},
+        {"role": "user", "content": "What is 1 plus 2?"},
+        {"role": "assistant", "content": "3"},
+    ]
+    everything = encode_chat(tokenizer, messages, 1000)
+    trained = [i for i, t in zip(everything.ids, everything.trained, strict=True) if t]
+    assert tokenizer.decode(trained) == "c b a<|end|>3<|end|>"
+    last = encode_chat(tokenizer, messages, 1000, "last")
+    assert tokenizer.decode([i for i, t in zip(last.ids, last.trained, strict=True) if t]) == "3<|end|>"
+    prompt = encode_prompt(tokenizer, messages[:3])
+    assert everything.ids[: len(prompt)] == prompt  # training, rollouts and serving render alike
+    assert len(encode_chat(tokenizer, messages, 10).ids) == 10
+
+
+def test_template_that_rewrites_history_is_refused() -> None:
+    tokenizer = load_tokenizer(REFERENCE)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if loop.last or m.role == 'user' %}[{{ m.content }}]{% endif %}{% endfor %}"
+    )
+    turns = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
+    with pytest.raises(InvalidInput, match="earlier turns"):
+        encode_chat(tokenizer, turns, 100)
+
+
+def test_layouts_hold_every_sequence_once_within_bounds() -> None:
+    rng = random.Random(0)
+    lengths = [rng.randint(1, 50) for _ in range(300)]
+    rows = pack(lengths, 64)
+    assert sorted(i for row in rows for i in row) == list(range(300))
+    assert all(sum(lengths[i] for i in row) <= 64 for row in rows)
+    assert len(rows) <= 1.1 * sum(lengths) / 64 + 1
+    groups = split_rows(rows, lengths, 256)
+    assert sorted(i for group in groups for row in group for i in row) == list(range(300))
+    assert all(len(g) * max(sum(lengths[i] for i in row) for row in g) <= 256 for g in groups)
+    assert pack([100], 64) == [[0]]  # longer than a row: alone, not lost
+
+
+def test_pairs_stay_together() -> None:
+    pairs = [[Sequence([1, 2, 3], [False, True, True]), Sequence([4] * n, [True] * n)] for n in (2, 9, 30)]
+    made = micro_batches(pairs, micro_batch_tokens=20)
+    assert sum(batch.size for batch in made) == 6
+    assert all(batch.size % 2 == 0 for batch in made)
+    assert all(batch.input_ids[0::2, 0].eq(1).all() and batch.input_ids[1::2, 0].eq(4).all() for batch in made)
+
+
+def test_dpo_equals_the_hand_computed_value() -> None:
+    batch = MicroBatch(*(torch.zeros(1, 1, dtype=torch.long) for _ in range(4)), torch.tensor([0, 0, 1]), 2)
+    batch.per_sequence["reference"] = torch.tensor([-3.0, -2.0])
+    logps = torch.tensor([-1.0, -1.5, -2.5], requires_grad=True)
+    loss, pairs, metrics = dpo(beta=0.1, label_smoothing=0.0)(logps, batch)
+    margin = 0.1 * ((-2.5 + 3.0) - (-2.5 + 2.0))  # 0.1
+    assert loss.item() == pytest.approx(-torch.nn.functional.logsigmoid(torch.tensor(margin)).item())
+    assert pairs == 1
+    assert metrics["rewardMargin"][0].item() == pytest.approx(margin)
+    loss.backward()
+    slope = 0.1 * torch.sigmoid(torch.tensor(-margin)).item()
+    assert logps.grad is not None
+    assert logps.grad.tolist() == pytest.approx([-slope, -slope, slope])
+
+
+def test_grpo_advantages_and_clipping_by_hand() -> None:
+    advantages = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]), scale=True)
+    std = torch.tensor([0.5, -0.5, -0.5, 0.5]).std().item()
+    assert advantages[0].tolist() == pytest.approx(
+        [0.5 / (std + 1e-4), -0.5 / (std + 1e-4)] * 1 + [-0.5 / (std + 1e-4), 0.5 / (std + 1e-4)]
+    )
+    assert advantages[1].tolist() == [0, 0, 0, 0]
+    batch = MicroBatch(*(torch.zeros(1, 1, dtype=torch.long) for _ in range(4)), torch.tensor([0, 0, 1]), 2)
+    batch.per_sequence["advantage"] = torch.tensor([2.0, -1.0])
+    batch.per_target["behaviour"] = torch.tensor([-1.0, -1.0, -1.0])
+    logps = torch.tensor([-1.0, -0.5, -0.5], requires_grad=True)
+    loss, tokens, metrics = grpo(0.2, 0.3, 0.0)(logps, batch)
+    grown = torch.exp(torch.tensor(0.5)).item()
+    assert loss.item() == pytest.approx(-(2.0 * 1.0) - (2.0 * 1.3) + grown)
+    assert tokens == 3
+    loss.backward()
+    assert logps.grad is not None
+    assert logps.grad.tolist() == pytest.approx([-2.0, 0.0, grown])  # clipped upwards only where that would gain
+    batch.per_target["reference"] = torch.tensor([-1.0, -1.0, -1.0])
+    with_kl, _, kl_metrics = grpo(0.2, 0.3, 0.5)(logps, batch)
+    k3 = 2 * (torch.exp(torch.tensor(-0.5)).item() - 1 + 0.5)
+    assert kl_metrics["kl"][0].item() == pytest.approx(k3)
+    assert with_kl.item() == pytest.approx(loss.item() + 0.5 * k3)
+
+
+def test_schedule_and_data_order() -> None:
+    spec = OptimizerSpec(learning_rate=1.0, schedule="cosine", warmup_ratio=0.1)
+    rates = [learning_rate(s, 100, spec) for s in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == 1.0 == rates[10]
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.01
+    assert total_steps(100, 32, 3.0, None) == 10
+    assert total_steps(100, 32, 3.0, 4) == 4
+    seen = [i for step in range(10) for i in batch_indices(step, 50, 10, seed=3)]
+    assert sorted(seen[:50]) == sorted(seen[50:]) == list(range(50))
+    assert seen[:50] != seen[50:]
+    assert batch_indices(7, 50, 10, 3) == seen[70:80]
+    assert batch_indices(0, 50, 10, 4) != seen[:10]
+    assert sorted(batch_indices(0, 3, 7, 0)) == sorted([0, 1, 2] * 2 + [batch_indices(0, 3, 7, 0)[6]])
+
+
+def test_reference_is_the_starting_adapter() -> None:
+    batch = collate([[chats(1)[0]]])
+    engine = new_engine()
+    before = engine.log_probs([batch])[0]
+    engine.step([batch], sft, 1e-2)
+    after = engine.log_probs([batch])[0]
+    with engine.reference():
+        assert torch.equal(engine.log_probs([batch])[0], before)
+    assert torch.equal(engine.log_probs([batch])[0], after)
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def run_training(folder: Path, stop_after: int | None = None, every: int = 3) -> dict[str, torch.Tensor]:
+    """Eight steps; with `stop_after`, dies there as a killed process would."""
+    sequences = chats(64)
+
+    class Killed(BaseException):
+        pass
+
+    def source(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
+        if step == stop_after:
+            raise Killed
+        units = [[sequences[i]] for i in batch_indices(step, 64, 8, 0)]
+        return [micro_batches(units, micro_batch_tokens=256, row_tokens=64)], {}
+
+    store = CheckpointStore(str(folder))
+    reported: list[int] = []
+    engine = TrainEngine(build_trainable(REFERENCE, AdapterSpec(rank=4, dropout=0.1), 0, "sft"), OPTIMIZER, ALONE)
+    try:
+        train(engine, source, sft, 8, store, CheckpointSpec(every_steps=every), 0, lambda s, n, m: reported.append(s))
+    except Killed:
+        return {}
+    latest = store.latest()
+    assert latest is not None
+    assert [row["step"] for row in latest.history] == list(range(1, 9))
+    return latest.parameters
+
+
+def test_resumed_run_ends_bit_equal(tmp_path: Path) -> None:
+    straight = run_training(tmp_path / "straight")
+    run_training(tmp_path / "killed", stop_after=2)
+    run_training(tmp_path / "killed", stop_after=5)
+    resumed = run_training(tmp_path / "killed")
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    straight = run_training(tmp_path / "straight")
+    run_training(tmp_path / "killed", stop_after=7)
+    newest = tmp_path / "killed" / "step-00000006"
+    content = bytearray((newest / "parameters.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "parameters.safetensors").write_bytes(content)
+    latest = CheckpointStore(str(tmp_path / "killed")).latest()
+    assert latest is not None
+    assert latest.step == 3
+    assert "damaged" in caplog.text
+    state = json.loads((tmp_path / "killed" / "step-00000003" / "state.json").read_text())
+    assert len(state["history"]) == 3
+    resumed = run_training(tmp_path / "killed")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_weights() -> None:
+    engine = new_engine()
+    before = engine.full_parameters()
+
+    def broken(logps: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, dict]:  # type: ignore[type-arg]
+        return logps.sum() * float("nan"), torch.tensor(1.0), {}
+
+    with pytest.raises(PlumblineError, match="learningRate"):
+        engine.step([collate([[chats(1)[0]]])], broken, 1e-2)
+    assert all(torch.equal(value, engine.full_parameters()[name]) for name, value in before.items())
+
+
+def test_adapter_targets_that_match_nothing_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"targetModules.*q_proj"):
+        build_trainable(REFERENCE, AdapterSpec(target_modules=["nonsense"]), 0, "spec.stages[1].sft")
+
+
+def _rank(rank: int, size: int, port: int, sharding: str, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    world = World.current()
+    units = [[s] for s in chats(20)]
+    mine = micro_batches(units[rank::size][: 10 if rank == 0 else 10], micro_batch_tokens=64 if rank == 0 else 10**9)
+    engine = new_engine(world, sharding)
+    metrics = engine.step(mine, sft, 1e-2)
+    weights = engine.full_parameters()
+    again = engine.step(mine, sft, 1e-2)
+    engine.restore(weights, engine.optimizer_state())
+    restored = engine.full_parameters()
+    assert all(torch.equal(weights[name], restored[name]) for name in weights)
+    if rank == 0:
+        torch.save(
+            {"metrics": metrics, "again": again, "weights": torch.cat([w.flatten() for w in weights.values()])}, folder
+        )
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("sharding", ["fsdp2", "replicate"])
+def test_two_ranks_give_the_step_of_one(sharding: str, tmp_path: Path) -> None:
+    """Ranks with different numbers of micro-batches, under plain torch.distributed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    out = str(tmp_path / "rank0.pt")
+    ranks = [context.Process(target=_rank, args=(r, 2, port, sharding, out)) for r in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        assert process.exitcode == 0
+    found = torch.load(out, weights_only=True)
+    engine = new_engine()
+    units = [[s] for s in chats(20)]
+    metrics, weights = gradient_step(micro_batches(units, micro_batch_tokens=10**9), engine)
+    again = engine.step(micro_batches(units, micro_batch_tokens=10**9), sft, 1e-2)
+    assert found["metrics"]["loss"] == pytest.approx(metrics["loss"], abs=1e-5)
+    assert found["metrics"]["gradNorm"] == pytest.approx(metrics["gradNorm"], rel=1e-4)
+    assert found["metrics"]["tokens"] == metrics["tokens"]
+    assert torch.allclose(found["weights"], weights, atol=2e-4)
+    assert found["again"]["loss"] == pytest.approx(again["loss"], abs=1e-3)
