@@ -1,9 +1,9 @@
 """Typed artifacts in a workspace. A manifest exists exactly when its artifact is whole.
 
-    WORKSPACE/artifacts/KIND/FINGERPRINT/…, manifest.json     results
-    WORKSPACE/checkpoints/FINGERPRINT/…                       what a stage resumes from
-    WORKSPACE/leases/FINGERPRINT.json                         which attempt may write the artifact
-    WORKSPACE/runs/NAME/…                                     plans, logs and progress of the drivers
+WORKSPACE/artifacts/KIND/FINGERPRINT/…, manifest.json     results
+WORKSPACE/checkpoints/FINGERPRINT/…                       what a stage resumes from
+WORKSPACE/leases/FINGERPRINT.json                         which attempt may write the artifact
+WORKSPACE/runs/NAME/…                                     plans, logs and progress of the drivers
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ class Artifact:
                 partial.rename(folder)
         for name, facts in self.manifest["files"].items():
             if not (folder / name).exists():
-                raise ArtifactCorrupt(f"{folder / name} is missing, although {MANIFEST} lists it; delete {self.uri} and run again")
+                raise ArtifactCorrupt(
+                    f"{folder / name} is missing, although {MANIFEST} lists it; delete {self.uri} and run again"
+                )
             if file_digest(folder / name) != facts["sha256"]:
                 raise ArtifactCorrupt(
                     f"{folder / name} does not have the checksum in {MANIFEST}; delete {self.uri} and run again"
@@ -175,7 +177,7 @@ class Workspace:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(partial, target)
+            Path(partial).replace(target)
         except BaseException:
             Path(partial).unlink(missing_ok=True)
             raise

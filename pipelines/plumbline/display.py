@@ -114,7 +114,13 @@ class _Row:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-MARKS = {"waiting": "[dim]·[/]", "running": "[cyan]▶[/]", "done": "[green]✔[/]", "cached": "[green]≡[/]", "failed": "[red]✘[/]"}
+MARKS = {
+    "waiting": "[dim]·[/]",
+    "running": "[cyan]▶[/]",
+    "done": "[green]✔[/]",
+    "cached": "[green]≡[/]",
+    "failed": "[red]✘[/]",
+}
 
 
 class LiveTable:
@@ -128,12 +134,25 @@ class LiveTable:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, expand=True)
-        for title, options in (("", {}), ("stage", {}), ("kind", {"style": "dim"}), ("", {"ratio": 1}), ("time", {"justify": "right"})):
+        for title, options in (
+            ("", {}),
+            ("stage", {}),
+            ("kind", {"style": "dim"}),
+            ("", {"ratio": 1}),
+            ("time", {"justify": "right"}),
+        ):
             table.add_column(title, **options)  # type: ignore[arg-type]
         for name, row in self.rows.items():
-            seconds = row.seconds if row.seconds is not None else time.monotonic() - row.began if row.began is not None else None
+            seconds = (
+                row.seconds if row.seconds is not None else time.monotonic() - row.began if row.began is not None else None
+            )
             table.add_row(
-                MARKS[row.state], name, row.kind, escape(row.words), f"{seconds:.0f} s" if seconds is not None else "", end_section=False
+                MARKS[row.state],
+                name,
+                row.kind,
+                escape(row.words),
+                f"{seconds:.0f} s" if seconds is not None else "",
+                end_section=False,
             )
         return table
 

@@ -95,7 +95,7 @@ class FileTail:
             return []
         with self._path.open("rb") as stream:
             stream.seek(self._offset)
-            whole, _, rest = stream.read().rpartition(b"\n")
+            whole, _, _ = stream.read().rpartition(b"\n")
         if not whole:
             return []
         self._offset += len(whole) + 1

@@ -90,7 +90,9 @@ def check_address(address: str) -> None:
     if address == "auto":
         return
     if address.startswith("ray://"):
-        raise InvalidInput(f"Ray address '{address}': Ray Train cannot work through ray://; give HOST:PORT of the head (6379)")
+        raise InvalidInput(
+            f"Ray address '{address}': Ray Train cannot work through ray://; give HOST:PORT of the head (6379)"
+        )
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         raise InvalidInput(f"Ray address '{address}' is not HOST:PORT, such as 10.0.0.1:6379")
@@ -104,4 +106,8 @@ def check_address(address: str) -> None:
 
 
 def _quiet() -> dict[str, Any]:
-    return {"log_to_driver": False, "logging_level": logging.ERROR, **({"include_dashboard": False} if "RAY_ADDRESS" not in os.environ else {})}
+    return {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        **({"include_dashboard": False} if "RAY_ADDRESS" not in os.environ else {}),
+    }

@@ -182,7 +182,9 @@ class Runner:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise PlumblineError(f"another `plumbline run` of '{self.plan.name}' is at work in {self.plan.workspace_uri}") from None
+                raise PlumblineError(
+                    f"another `plumbline run` of '{self.plan.name}' is at work in {self.plan.workspace_uri}"
+                ) from None
             yield
 
 

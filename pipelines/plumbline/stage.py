@@ -64,7 +64,9 @@ def run_stage(plan: Plan, name: str, report: Reporter, attempt: int | None = Non
         return done
     holder = uuid.uuid4().hex
     workspace.acquire(fingerprint, holder, attempt)
-    inputs = {role: [_input(plan, name, parent) for parent in names if parent != BASE] for role, names in node.inputs.items()}
+    inputs = {
+        role: [_input(plan, name, parent) for parent in names if parent != BASE] for role, names in node.inputs.items()
+    }
     checkpoints = f"{workspace.uri}/checkpoints/{fingerprint}"
     program = importlib.import_module(str(node.spec.program))
     with workspace.create(
@@ -80,7 +82,9 @@ def run_stage(plan: Plan, name: str, report: Reporter, attempt: int | None = Non
 def _input(plan: Plan, stage: str, parent: str) -> Artifact:
     artifact = plan.artifact(parent)
     if artifact is None:
-        raise PlumblineError(f"stage '{stage}' needs the artifact of '{parent}', which is not there yet; run '{parent}' first")
+        raise PlumblineError(
+            f"stage '{stage}' needs the artifact of '{parent}', which is not there yet; run '{parent}' first"
+        )
     artifact.local()  # fetches and checks it now, rather than in the middle of the work
     return artifact
 

@@ -172,7 +172,7 @@ def test_grpo_advantages_and_clipping_by_hand() -> None:
     batch.per_sequence["advantage"] = torch.tensor([2.0, -1.0])
     batch.per_target["behaviour"] = torch.tensor([-1.0, -1.0, -1.0])
     logps = torch.tensor([-1.0, -0.5, -0.5], requires_grad=True)
-    loss, tokens, metrics = grpo(0.2, 0.3, 0.0)(logps, batch)
+    loss, tokens, _ = grpo(0.2, 0.3, 0.0)(logps, batch)
     grown = torch.exp(torch.tensor(0.5)).item()
     assert loss.item() == pytest.approx(-(2.0 * 1.0) - (2.0 * 1.3) + grown)
     assert tokens == 3
@@ -200,7 +200,7 @@ def test_schedule_and_data_order() -> None:
     assert seen[:50] != seen[50:]
     assert batch_indices(7, 50, 10, 3) == seen[70:80]
     assert batch_indices(0, 50, 10, 4) != seen[:10]
-    assert sorted(batch_indices(0, 3, 7, 0)) == sorted([0, 1, 2] * 2 + [batch_indices(0, 3, 7, 0)[6]])
+    assert sorted(batch_indices(0, 3, 7, 0)[:6]) == [0, 0, 1, 1, 2, 2]  # a batch larger than the data
 
 
 def test_reference_is_the_starting_adapter() -> None:
@@ -229,10 +229,9 @@ def run_training(folder: Path, stop_after: int | None = None, every: int = 3) ->
         return [micro_batches(units, micro_batch_tokens=256, row_tokens=64)], {}
 
     store = CheckpointStore(str(folder))
-    reported: list[int] = []
     engine = TrainEngine(build_trainable(REFERENCE, AdapterSpec(rank=4, dropout=0.1), 0, "sft"), OPTIMIZER, ALONE)
     try:
-        train(engine, source, sft, 8, store, CheckpointSpec(every_steps=every), 0, lambda s, n, m: reported.append(s))
+        train(engine, source, sft, 8, store, CheckpointSpec(every_steps=every), 0, lambda *_: None)
     except Killed:
         return {}
     latest = store.latest()
@@ -289,7 +288,7 @@ def _rank(rank: int, size: int, port: int, sharding: str, folder: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     world = World.current()
     units = [[s] for s in chats(20)]
-    mine = micro_batches(units[rank::size][: 10 if rank == 0 else 10], micro_batch_tokens=64 if rank == 0 else 10**9)
+    mine = micro_batches(units[rank::size], micro_batch_tokens=64 if rank == 0 else 10**9)
     engine = new_engine(world, sharding)
     metrics = engine.step(mine, sft, 1e-2)
     weights = engine.full_parameters()

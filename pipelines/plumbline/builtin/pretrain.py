@@ -12,12 +12,13 @@ import argparse
 import itertools
 import json
 import math
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from plumbline.builtin import skills
@@ -42,7 +43,9 @@ def build_tokenizer(vocabulary: int = 768) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()
+    # An answer's first letter is then the same token as a letter within a line, as SentencePiece's dummy prefix does.
+    tokenizer.normalizer = normalizers.Prepend(" ")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     prompts = (task.prompt for task in skills.tasks(8000, split="train", seed=0))
     documents = itertools.islice(skills.pretraining_documents(0), 8000)
     trainer = trainers.BpeTrainer(
@@ -65,7 +68,7 @@ def rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Tensor
     buffer: list[int] = []
     need = BATCH * (CONTEXT + 1)
     for document in skills.pretraining_documents(seed):
-        buffer += tokenizer.encode(document, add_special_tokens=False) + [end]
+        buffer += [*tokenizer.encode(document, add_special_tokens=False), end]
         if len(buffer) >= need:
             yield torch.tensor(buffer[:need]).view(BATCH, CONTEXT + 1)
             buffer = buffer[need:]
@@ -73,8 +76,6 @@ def rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Tensor
 
 def notation_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 200) -> float:
     """Share of held-out tasks that the model completes rightly in notation (greedy)."""
-    import random
-
     rng = random.Random("notation")
     right = 0
     chosen = list(skills.SKILLS.values())

@@ -55,7 +55,9 @@ def base_folder(base: str, revision: str | None = None) -> Path:
         except ValueError as error:
             problem = f"has a config.json that is not JSON ({error})"
     if problem:
-        raise InvalidInput(f"spec.model.base: '{base}' {problem}; give a folder in Hugging Face form, hf://ORG/NAME or {TINY}")
+        raise InvalidInput(
+            f"spec.model.base: '{base}' {problem}; give a folder in Hugging Face form, hf://ORG/NAME or {TINY}"
+        )
     return folder
 
 
@@ -78,7 +80,9 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
     except (ValueError, OSError) as error:
         raise InvalidInput(f"spec.model.base: '{reference.base}' has no tokenizer that can be read: {error}") from error
     if tokenizer.chat_template is None:
-        raise InvalidInput(f"spec.model.base: '{reference.base}' has no chat template; add chat_template.jinja to its folder")
+        raise InvalidInput(
+            f"spec.model.base: '{reference.base}' has no chat template; add chat_template.jinja to its folder"
+        )
     if tokenizer.eos_token_id is None:
         raise InvalidInput(f"spec.model.base: '{reference.base}' has no end-of-text token, so answers could not end")
     if tokenizer.pad_token_id is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,6 @@ from transformers import PreTrainedModel
 
 ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 STATIC_ROPE = frozenset({"default", "linear", "llama3"})  # the others change their frequencies with the length
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -169,7 +169,7 @@ def linear_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     }
 
 
-def _layer(block: nn.Module) -> Layer:
+def _layer(block: Any) -> Layer:
     attention, mlp = block.self_attn, block.mlp
     q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
     return Layer(

@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -123,7 +123,7 @@ class ChatModel:
         seed = secrets.randbits(63) if body.seed is None else body.seed
         return Sampling(body.temperature, body.top_p, limit, seed)
 
-    async def answer(self, request: Request, stops: list[str], *, stream: bool) -> AsyncIterator[Piece]:
+    async def answer(self, request: Request, stops: list[str], *, stream: bool) -> AsyncGenerator[Piece, None]:
         """The text of the answer, in pieces with `stream`, else in one.
 
         Leaving the iterator early cancels the request in the engine.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from plumbline.errors import PlumblineError
@@ -46,7 +46,7 @@ class EngineThread:
         """Requests that are queued or worked on."""
         return len(self._listeners)
 
-    async def tokens(self, request: Request, *, stream: bool) -> AsyncIterator[list[Token]]:
+    async def tokens(self, request: Request, *, stream: bool) -> AsyncGenerator[list[Token], None]:
         """The request's tokens as they come, or, without `stream`, all at once.
 
         Leaving the iterator early (`aclosing`, cancellation) cancels the request in the engine.

@@ -111,7 +111,9 @@ def _request(spec: RlhfSpec, step: int, prompt: int, sample: int, tokens: tuple[
     """Its seed follows from what it is, so that a repeated step samples the same answers."""
     name = f"{spec.seed}/{step}/{prompt}/{sample}"
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
-    return Request(name, tokens, Sampling(temperature=spec.sampling.temperature, max_tokens=spec.sampling.max_tokens, seed=seed))
+    return Request(
+        name, tokens, Sampling(temperature=spec.sampling.temperature, max_tokens=spec.sampling.max_tokens, seed=seed)
+    )
 
 
 def _sequence(prompt: tuple[int, ...], completion: Completion, advantage: float) -> Sequence:

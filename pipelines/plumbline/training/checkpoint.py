@@ -63,7 +63,9 @@ class CheckpointStore:
             staging = Path(tempfile.mkdtemp(prefix="plumbline-checkpoint-"))
         try:
             for part in ("parameters", "adapter", "optimizer"):
-                save_file({name: t.contiguous() for name, t in getattr(checkpoint, part).items()}, staging / f"{part}.safetensors")
+                save_file(
+                    {name: t.contiguous() for name, t in getattr(checkpoint, part).items()}, staging / f"{part}.safetensors"
+                )
             digests = {path.name: file_digest(path) for path in staging.iterdir()}
             state = {"step": checkpoint.step, "history": checkpoint.history, "sha256": digests}
             state["adapterConfig"] = checkpoint.adapter_config

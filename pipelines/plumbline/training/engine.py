@@ -146,9 +146,7 @@ class TrainEngine:
             p.data.copy_(_like(parameters[name], p))
             keys = [key for key in optimizer if key.rpartition("|")[0] == name]
             self.optimizer.state[p] = {
-                key.rpartition("|")[2]: optimizer[key].clone()
-                if key.endswith("|step")
-                else _like(optimizer[key], p).clone()
+                key.rpartition("|")[2]: optimizer[key].clone() if key.endswith("|step") else _like(optimizer[key], p).clone()
                 for key in keys
             }
 

@@ -17,7 +17,9 @@ def export_model(context: StageContext, reference: ModelReference, checkpoint: C
     folder = context.output.folder
     adapter = folder / "adapter"
     adapter.mkdir()
-    save_file({name: t.contiguous() for name, t in sorted(checkpoint.adapter.items())}, adapter / "adapter_model.safetensors")
+    save_file(
+        {name: t.contiguous() for name, t in sorted(checkpoint.adapter.items())}, adapter / "adapter_model.safetensors"
+    )
     (adapter / "adapter_config.json").write_text(json.dumps(checkpoint.adapter_config, indent=1, sort_keys=True))
     load_tokenizer(reference).save_pretrained(str(folder / "tokenizer"))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in checkpoint.history))
@@ -27,6 +29,8 @@ def export_model(context: StageContext, reference: ModelReference, checkpoint: C
             "base": reference.base,
             "revision": reference.revision,
             "baseIdentity": context.plan.identities[reference.base],
-            "adapter": {key: checkpoint.adapter_config.get(key) for key in ("peft_type", "r", "lora_alpha", "target_modules")},
+            "adapter": {
+                key: checkpoint.adapter_config.get(key) for key in ("peft_type", "r", "lora_alpha", "target_modules")
+            },
         }
     )
