@@ -31,7 +31,8 @@ def apply_settings() -> None:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     # gloo takes the address that the host name resolves to; where that is loopback, only loopback works.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo") if _host_is_loopback() else None
+    if _host_is_loopback():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def _host_is_loopback() -> bool:
@@ -56,7 +57,7 @@ def start_local(cpus: int) -> str:
 
     context = ray.init(address="local", num_cpus=cpus, **_quiet())
     address = str(context.address_info["gcs_address"])
-    os.environ["RAY_ADDRESS"] = address
+    os.environ |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}  # for the stage programs
     return address
 
 

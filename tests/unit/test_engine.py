@@ -21,7 +21,7 @@ from transformers import (
 
 from plumbline.errors import InvalidInput
 from plumbline.rollout.decoder import disagreement
-from plumbline.rollout.engine import Completion, Engine, Request, Sampling, Token, build_engine, generate
+from plumbline.rollout.engine import NO_ADAPTER, Completion, Engine, Request, Sampling, Token, build_engine, generate
 from plumbline.rollout.fallback import FallbackEngine
 from plumbline.rollout.sampling import Running, draw, inverse_transform, nucleus
 from plumbline.rollout.slots import SlotEngine, _batches
@@ -299,7 +299,7 @@ def test_adapter_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     for bad, message in wrong:
         with pytest.raises(InvalidInput, match=message):
             engine.load_adapter(bad, 1)
-    assert engine.adapter_version == 0
+    assert engine.adapter_version == NO_ADAPTER
     requests = requests_for(make_prompts(2), temperature=0)
     assert [c.tokens for c in generate(engine, requests)] == [expected_greedy(model, r.prompt) for r in requests]
     with pytest.raises(InvalidInput, match="without an adapter configuration"):

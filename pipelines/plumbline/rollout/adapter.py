@@ -62,10 +62,9 @@ class AdaptedWeights:
     def scale(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732)."""
         assert self._config is not None
-        rank = self._config.rank_pattern.get(get_pattern_key(list(self._config.rank_pattern), module), self._config.r)
-        alpha = self._config.alpha_pattern.get(
-            get_pattern_key(list(self._config.alpha_pattern), module), self._config.lora_alpha
-        )
+        ranks, alphas = self._config.rank_pattern or {}, self._config.alpha_pattern or {}
+        rank = ranks.get(get_pattern_key(list(ranks), module), self._config.r)
+        alpha = alphas.get(get_pattern_key(list(alphas), module), self._config.lora_alpha)
         return float(alpha / math.sqrt(rank) if self._config.use_rslora else alpha / rank)
 
     def _pairs(self, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length"]
+NO_ADAPTER = -1  # no version that a trainer gives, so that its first adapter is never taken for loaded
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Engine(Protocol):
     """A model that completes many requests at once. Not thread-safe: one thread calls it.
 
     Attributes:
-        adapter_version: version of the adapter last loaded, 0 for the bare base.
+        adapter_version: version of the adapter last loaded, `NO_ADAPTER` for the bare base.
         max_length: longest prompt and answer together, in tokens.
     """
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import linear_weights
-from plumbline.rollout.engine import Request, Token
+from plumbline.rollout.engine import NO_ADAPTER, Request, Token
 from plumbline.rollout.sampling import Running, check_request, draw
 
 
@@ -31,12 +31,13 @@ class FallbackEngine:
         slots: int,
         max_length: int,
     ) -> None:
-        self.adapter_version = 0
+        self.adapter_version = NO_ADAPTER
         self.max_length = max_length
         self._model = model
         self._weights = AdaptedWeights(adapter_config, linear_weights(model))
         self._eos = frozenset(eos_token_ids)
         self._slots = slots
+        self._unfinished: set[str] = set()
         self._accepts = set(inspect.signature(model.forward).parameters)
         self._queue: deque[Running] = deque()
         self._live: list[Running] = []
@@ -45,15 +46,17 @@ class FallbackEngine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._queue or self._live)
+        return bool(self._unfinished)
 
     def submit(self, request: Request) -> None:
         check_request(request, self.max_length, self._model.get_input_embeddings().weight.shape[0])
-        if any(held.request.id == request.id for held in (*self._live, *self._queue)):
+        if request.id in self._unfinished:
             raise ValueError(f"request '{request.id}' is unfinished; ids must be unique")
         self._queue.append(Running(request))
+        self._unfinished.add(request.id)
 
     def cancel(self, request_id: str) -> None:
+        self._unfinished.discard(request_id)
         self._queue = deque(waiting for waiting in self._queue if waiting.request.id != request_id)
         self._keep([row for row, held in enumerate(self._live) if held.request.id != request_id])
 
@@ -77,6 +80,7 @@ class FallbackEngine:
             held.advance(token, logprob, self._eos, self.max_length)
             for held, (token, logprob) in zip(self._live, draw(self._forward(tokens), self._live), strict=True)
         ]
+        self._unfinished -= {token.request_id for token in drawn if token.finish_reason}
         self._keep([row for row, token in enumerate(drawn) if token.finish_reason is None])
         return drawn
 

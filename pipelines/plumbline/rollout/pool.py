@@ -25,7 +25,8 @@ class RolloutActor:
     may restart the actor and repeat the call."""
 
     def __init__(self, reference: ModelReference, max_length: int, actors: int) -> None:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors))  # a fixed number: sums must repeat exactly
+        # As many as are always there: sums must repeat exactly, and threads that wait for a core cost more than they give.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // (2 * actors)))
         self._model = load_base(reference)
         self._end = [load_tokenizer(reference).eos_token_id]
         self._max_length = max_length

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import Decoder, linear_weights
-from plumbline.rollout.engine import Request, Token
+from plumbline.rollout.engine import NO_ADAPTER, Request, Token
 from plumbline.rollout.sampling import Running, check_request, draw
 
 PREFILL_TOKENS = 8192  # padding included; bounds the memory of one prefill
@@ -41,26 +41,29 @@ class SlotEngine:
         slots: int,
         max_length: int,
     ) -> None:
-        self.adapter_version = 0
+        self.adapter_version = NO_ADAPTER
         self.max_length = max_length
         self.decoder = Decoder(model, slots, max_length)
         self._weights = AdaptedWeights(adapter_config, linear_weights(model))
         self._eos = frozenset(eos_token_ids)
         self._slots = slots
+        self._unfinished: set[str] = set()
         self._queue: deque[_Slot] = deque()
         self._live: list[_Slot] = []
 
     @property
     def busy(self) -> bool:
-        return bool(self._queue or self._live)
+        return bool(self._unfinished)
 
     def submit(self, request: Request) -> None:
         check_request(request, self.max_length, self.decoder.embedding.shape[0])
-        if any(held.request.id == request.id for held in (*self._live, *self._queue)):
+        if request.id in self._unfinished:
             raise ValueError(f"request '{request.id}' is unfinished; ids must be unique")
         self._queue.append(_Slot(request))
+        self._unfinished.add(request.id)
 
     def cancel(self, request_id: str) -> None:
+        self._unfinished.discard(request_id)
         self._queue = deque(waiting for waiting in self._queue if waiting.request.id != request_id)
         self._free([slot for slot, held in enumerate(self._live) if held.request.id == request_id])
 
@@ -123,6 +126,7 @@ class SlotEngine:
             held.advance(token, logprob, self._eos, self.max_length)
             for held, (token, logprob) in zip(running, draw(logits, running), strict=True)
         ]
+        self._unfinished -= {token.request_id for token in drawn if token.finish_reason}
         self._free([slot for slot, token in enumerate(drawn, start=first) if token.finish_reason])
         return drawn
 
