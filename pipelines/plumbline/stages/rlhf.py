@@ -26,6 +26,8 @@ from plumbline.training.schedule import batch_indices
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
 
+CANARIES = 16  # answers of each rank and step on which engine and trainer are compared
+
 
 @dataclass(frozen=True)
 class RlhfJob(TrainingJob[RlhfSpec]):
@@ -78,7 +80,7 @@ def work(job: RlhfJob, world: World, report: ReportStep) -> None:
                 for made in updates:
                     for batch, logps in zip(made, engine.log_probs(made), strict=True):
                         batch.per_target["reference"] = logps
-        gap = _canary(engine, updates)
+        gap = _canary(engine, sequences[:CANARIES])
         if gap > spec.rollout.sync_tolerance:
             raise PlumblineError(
                 f"stage '{job.where}': rollout engine and trainer differ by {gap:.3g} in a token's log-probability "
@@ -124,11 +126,13 @@ def _sequence(prompt: tuple[int, ...], completion: Completion, advantage: float)
     )
 
 
-def _canary(engine: TrainEngine, updates: list[list[MicroBatch]]) -> float:
-    """Largest difference between engine and trainer log-probabilities over the first micro-batch, over all ranks."""
-    first = updates[0][:1]
-    values = engine.log_probs(first)
-    gap = max((float((v - b.per_target["behaviour"]).abs().max()) for v, b in zip(values, first, strict=True)), default=0.0)
+def _canary(engine: TrainEngine, sequences: list[list[Sequence]]) -> float:
+    """Largest difference between engine and trainer log-probabilities of a token, over all ranks."""
+    batches = micro_batches(sequences, micro_batch_tokens=8192)
+    values = engine.log_probs(batches)
+    gap = max(
+        (float((v - b.per_target["behaviour"]).abs().max()) for v, b in zip(values, batches, strict=True)), default=0.0
+    )
     return engine.world.maximum(int(gap * 1e6)) / 1e6
 
 
