@@ -8,13 +8,15 @@ WORKSPACE/runs/NAME/…                                     plans, logs and prog
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +32,7 @@ from plumbline.errors import InvalidInput, PlumblineError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+MANIFEST_FIELDS = frozenset({"type", "kind", "stage", "lineage", "metrics", "details", "files"})
 
 
 class ArtifactCorrupt(PlumblineError):
@@ -47,6 +50,33 @@ def absolute_uri(uri: str) -> str:
     if uri.startswith("file://"):
         return str(Path(uri.removeprefix("file://")).absolute())
     return uri
+
+
+def cache_folder(*parts: str) -> Path:
+    """A folder below the user's cache, where copies of remote things lie; made by who fills it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().joinpath("plumbline", *parts)
+
+
+def fetch(uri: str, folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    """Copy a remote folder; `folder` appears as a whole or not at all. One that is there already is kept.
+
+    Args:
+        uri: remote folder.
+        folder: where its copy is to lie.
+        wanted: which files to take, by path.
+    """
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    partial.mkdir(parents=True)
+    try:
+        names = [name for name in filesystem.find(path) if wanted(name)]
+        filesystem.get(names, [str(partial / name[len(path) :].lstrip("/")) for name in names])
+        partial.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -79,7 +109,9 @@ class Artifact:
         return dict(self.manifest["metrics"])
 
     def local(self) -> Path:
-        """A local folder with the artifact's files, checked against the manifest; remote ones are fetched once.
+        """A local folder with the artifact's files, checked against the manifest.
+
+        Remote ones are fetched once; a copy that is damaged is fetched again.
 
         Raises:
             ArtifactCorrupt: a file is missing or differs.
@@ -87,25 +119,26 @@ class Artifact:
         filesystem, path = fsspec.core.url_to_fs(self.uri)
         if isinstance(filesystem, LocalFileSystem):
             folder = Path(path)
+            damage = self._damage(folder)
         else:
-            cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "plumbline" / "artifacts"
-            folder = cache / self.manifest["kind"] / self.fingerprint
-            if not (folder / MANIFEST).exists():
-                partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-                filesystem.get(path.rstrip("/") + "/", str(partial), recursive=True)
-                folder.parent.mkdir(parents=True, exist_ok=True)
+            folder = cache_folder("artifacts", self.manifest["kind"], self.fingerprint)
+            damage = self._damage(folder)
+            if damage:
                 shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
-        for name, facts in self.manifest["files"].items():
-            if not (folder / name).exists():
-                raise ArtifactCorrupt(
-                    f"{folder / name} is missing, although {MANIFEST} lists it; delete {self.uri} and run again"
-                )
-            if file_digest(folder / name) != facts["sha256"]:
-                raise ArtifactCorrupt(
-                    f"{folder / name} does not have the checksum in {MANIFEST}; delete {self.uri} and run again"
-                )
+                fetch(self.uri, folder)
+                damage = self._damage(folder)
+        if damage:
+            raise ArtifactCorrupt(f"{self.uri}/{damage}; delete {self.uri} and run again")
         return folder
+
+    def _damage(self, folder: Path) -> str | None:
+        """The first thing in which a folder differs from the manifest."""
+        for name, facts in self.manifest["files"].items():
+            if not (folder / name).is_file():
+                return f"{name} is missing, although {MANIFEST} lists it"
+            if file_digest(folder / name) != facts["sha256"]:
+                return f"{name} does not have the checksum in {MANIFEST}"
+        return None if folder.is_dir() else f"{MANIFEST} is missing"
 
 
 @dataclass
@@ -126,7 +159,7 @@ class Workspace:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = absolute_uri(uri).rstrip("/")
+        self.uri = re.sub(r"(?<=[^/:])/+$", "", absolute_uri(uri))  # `/` and `memory://` keep theirs
         try:
             self.filesystem, self.root = fsspec.core.url_to_fs(self.uri)
         except (ValueError, ImportError) as error:
@@ -135,6 +168,27 @@ class Workspace:
     @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, LocalFileSystem)
+
+    def check_writable(self) -> None:
+        """Refuse a local folder that cannot be made or written to, without making it.
+
+        Raises:
+            InvalidInput: naming what stands in the way.
+        """
+        if not self.is_local:
+            return
+        folder = Path(self.root)
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        problem = (
+            f"{folder} is no folder"
+            if not folder.is_dir()
+            else f"{folder} is read-only"
+            if not os.access(folder, os.W_OK | os.X_OK)
+            else None
+        )
+        if problem:
+            raise InvalidInput(f"spec.workspace.uri: '{self.uri}' cannot be written to: {problem}; give another folder")
 
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
@@ -147,7 +201,8 @@ class Workspace:
         manifest = self.read_json("artifacts", kind, fingerprint, MANIFEST)
         if manifest is None:
             return None
-        if manifest.get("schemaVersion") != SCHEMA_VERSION or manifest.get("fingerprint") != fingerprint:
+        known = manifest.get("schemaVersion") == SCHEMA_VERSION and MANIFEST_FIELDS <= manifest.keys()
+        if not known or manifest.get("fingerprint") != fingerprint:
             raise ArtifactCorrupt(
                 f"{self.artifact_uri(kind, fingerprint)}/{MANIFEST} is not a manifest of this version; delete that folder"
             )
@@ -157,30 +212,26 @@ class Workspace:
         """A JSON object, or None where there is no such file."""
         try:
             with self.filesystem.open(self.path(*parts), "rb") as stream:
-                return dict(json.load(stream))
+                value = json.load(stream)
         except FileNotFoundError:
             return None
+        except (NotADirectoryError, PermissionError) as error:
+            raise InvalidInput(
+                f"spec.workspace.uri: '{self.uri}' cannot be read: {error.strerror} ({self.path(*parts)}); give another folder"
+            ) from error
         except ValueError as error:
             raise ArtifactCorrupt(f"{self.path(*parts)} is not JSON ({error}); delete it and run again") from error
+        if not isinstance(value, dict):
+            raise ArtifactCorrupt(f"{self.path(*parts)} does not hold a JSON object; delete it and run again")
+        return value
 
     def write_json(self, value: dict[str, Any], *parts: str) -> None:
         """Write atomically: readers see the old object or the new one."""
         text = json.dumps(value, indent=1, sort_keys=True).encode()
-        target = self.path(*parts)
-        if not self.is_local:
-            self.filesystem.pipe_file(target, text)  # one PUT is atomic
-            return
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        partial = f"{target}.{uuid.uuid4().hex}"
-        try:
-            with open(partial, "wb") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(partial).replace(target)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        if self.is_local:
+            _write_atomically(Path(self.path(*parts)), text)
+        else:
+            self.filesystem.pipe_file(self.path(*parts), text)  # one PUT is atomic
 
     def acquire(self, fingerprint: str, holder: str, attempt: int | None = None) -> int:
         """Take the right to write an artifact: higher attempts fence lower ones.
@@ -206,6 +257,8 @@ class Workspace:
     ) -> Iterator[ArtifactWriter]:
         """Make an artifact: yields a writer; when the block ends well, everything becomes visible at once.
 
+        An artifact that another attempt completed meanwhile is kept as it is: somebody may read it already.
+
         Raises:
             Fenced: another attempt took the lease meanwhile; nothing is written.
         """
@@ -221,10 +274,14 @@ class Workspace:
             staging = Path(tempfile.mkdtemp(prefix="plumbline-"))
         writer = ArtifactWriter(staging)
         try:
-            yield writer
-            lease = self.read_json("leases", f"{fingerprint}.json") or {}
-            if lease.get("holder") != holder:
-                raise Fenced(f"another attempt has taken over artifact {fingerprint}; this one leaves it alone")
+            try:
+                yield writer
+            except Exception:
+                self._check_lease(fingerprint, holder)  # the later attempt cleared our files away: that is no error of ours
+                raise
+            self._check_lease(fingerprint, holder)
+            if self.find(kind, fingerprint) is not None:
+                return
             manifest = {
                 "type": type.value,
                 "schemaVersion": SCHEMA_VERSION,
@@ -249,14 +306,36 @@ class Workspace:
                 },
             }
             if self.is_local:
-                (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+                _write_atomically(staging / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
                 shutil.rmtree(final, ignore_errors=True)  # only ever a folder without a manifest
                 staging.rename(final)
             else:
+                if self.filesystem.exists(final):
+                    self.filesystem.rm(final, recursive=True)
                 self.filesystem.put(f"{staging}/", final + "/", recursive=True)
+                self._check_lease(fingerprint, holder)  # an upload takes long
                 self.write_json(manifest, "artifacts", kind, fingerprint, MANIFEST)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def _check_lease(self, fingerprint: str, holder: str) -> None:
+        lease = self.read_json("leases", f"{fingerprint}.json") or {}
+        if lease.get("holder") != holder:
+            raise Fenced(f"another attempt has taken over artifact {fingerprint}; this one leaves it alone")
+
+
+def _write_atomically(target: Path, content: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def file_digest(path: Path) -> str:

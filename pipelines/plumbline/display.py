@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from math import inf, isfinite
 from typing import Protocol, TextIO
 
 from plumbline.graph import Node
@@ -41,7 +42,7 @@ def progress_words(event: Event) -> str:
     if event.step is not None:
         words.append(f"{event.step}/{event.total}" if event.total is not None else str(event.step))
     if event.rate:
-        words.append(f"{event.rate:.1f}/s")
+        words.append(f"{event.rate:.1f}/s" if event.rate >= 1 else f"{1 / event.rate:.1f} s a step")
     if event.eta_seconds is not None:
         words.append(f"{event.eta_seconds:.0f} s left")
     if event.metrics:
@@ -56,7 +57,8 @@ class JsonLines:
         self._stream = stream
 
     def _write(self, what: str, **fields: object) -> None:
-        print(json.dumps({"event": what, "time": time.time(), **fields}), file=self._stream, flush=True)
+        line = json.dumps({"event": what, "time": time.time(), **_finite(fields)}, allow_nan=False)
+        print(line, file=self._stream, flush=True)
 
     def started(self, stage: str) -> None:
         self._write("started", stage=stage)
@@ -74,11 +76,19 @@ class JsonLines:
         self._write("failed", stage=stage, why=why)
 
 
+def _finite(value: dict[str, object]) -> dict[str, object]:
+    """NaN and infinity as null: JSON has neither, and a loss may be either."""
+    return {
+        name: _finite(part) if isinstance(part, dict) else None if isinstance(part, float) and not isfinite(part) else part
+        for name, part in value.items()
+    }
+
+
 class PlainLines:
     """Lines for logs and pipes; steps at a bounded pace."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
         self._last: dict[str, tuple[float, str]] = {}
 
     def _write(self, stage: str, words: str) -> None:
@@ -88,8 +98,8 @@ class PlainLines:
         self._write(stage, "started")
 
     def event(self, event: Event) -> None:
-        then, message = self._last.get(event.stage, (0.0, ""))
-        now = time.monotonic()
+        then, message = self._last.get(event.stage, (-inf, ""))
+        now = self._clock()
         if event.message != message or event.step == event.total or now - then >= PLAIN_INTERVAL:
             self._last[event.stage] = (now, event.message)
             self._write(event.stage, progress_words(event))
@@ -152,13 +162,12 @@ class LiveTable:
                 row.kind,
                 escape(row.words),
                 f"{seconds:.0f} s" if seconds is not None else "",
-                end_section=False,
             )
         return table
 
     def started(self, stage: str) -> None:
         row = self.rows[stage]
-        row.state, row.began, row.words = "running", time.monotonic(), "starting"
+        row.state, row.began, row.seconds, row.words = "running", time.monotonic(), None, "starting"
 
     def event(self, event: Event) -> None:
         self.rows[event.stage].words = progress_words(event)
@@ -173,7 +182,9 @@ class LiveTable:
 
     def failed(self, stage: str, why: str) -> None:
         row = self.rows[stage]
-        row.state, row.words = "failed", why.splitlines()[0]
+        row.state, row.words = "failed", why.partition("\n")[0]
+        if row.began is not None:
+            row.seconds = time.monotonic() - row.began
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 EXIT_RETRYABLE = 1
@@ -54,8 +55,8 @@ class InvalidRun(InvalidInput):
         super().__init__("\n".join(f"{head}{problem}" for problem in self.problems))
 
 
-def plain_cause(error: BaseException) -> PlumblineError | None:
-    """The PlumblineError inside whatever Ray, a pool or `raise … from` wrapped around it, or None."""
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what Ray, a pool or `raise … from` wrapped into it, from the outside in, each once."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
@@ -63,8 +64,24 @@ def plain_cause(error: BaseException) -> PlumblineError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, PlumblineError):
-            return current
+        yield current
         pending += [current.__cause__, current.__context__, getattr(current, "cause", None)]
         pending += list(getattr(current, "worker_failures", {}).values())  # Ray Train's WorkerGroupError
-    return None
+
+
+def plain_cause(error: BaseException) -> PlumblineError | None:
+    """The PlumblineError inside whatever was wrapped around it, or None."""
+    return next((cause for cause in causes(error) if isinstance(cause, PlumblineError)), None)
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether this one error says that a device or a quota is full; libraries in Rust say it in words only."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -59,10 +59,12 @@ class Reporter:
     def step(self, step: int, total: int | None = None, metrics: dict[str, float] | None = None) -> None:
         """`step` of `total` is done."""
         now = self._clock()
-        self._times.append((now, step))
         if now - self._last < MIN_INTERVAL and step != total:
             return
         self._last = now
+        if self._times and step < self._times[-1][1]:  # counting began anew
+            self._times.clear()
+        self._times.append((now, step))
         (t0, s0), (t1, s1) = self._times[0], self._times[-1]
         rate = (s1 - s0) / (t1 - t0) if t1 > t0 else None
         eta = (total - step) / rate if rate and total is not None else None
@@ -85,7 +87,7 @@ def file_sink(path: Path) -> Sink:
 
 
 class FileTail:
-    """Reads the events that were added to a file since the last look."""
+    """Reads the events that were added to a file since the last look. Lines that are no events are read over."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
@@ -94,13 +96,22 @@ class FileTail:
         if not self._path.exists():
             return []
         with self._path.open("rb") as stream:
+            if self._path.stat().st_size < self._offset:  # the file was begun anew
+                self._offset = 0
             stream.seek(self._offset)
             whole, _, _ = stream.read().rpartition(b"\n")
         if not whole:
             return []
         self._offset += len(whole) + 1
-        return [Event(**_known(json.loads(line))) for line in whole.splitlines()]
+        return [event for line in whole.split(b"\n") if (event := _event(line)) is not None]
 
 
-def _known(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name in Event.__dataclass_fields__}
+def _event(line: bytes) -> Event | None:
+    """The event of a line, or None where a full disk or a killed writer left something else."""
+    try:
+        fields: Any = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(fields, dict) or "stage" not in fields:
+        return None
+    return Event(**{name: value for name, value in fields.items() if name in Event.__dataclass_fields__})

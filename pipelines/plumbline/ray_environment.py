@@ -8,7 +8,7 @@ import secrets
 import socket
 from typing import Any
 
-from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.errors import InvalidInput, PlumblineError, first_line
 
 SETTINGS = {
     # Train polls its workers this often; the default of 2 s delays every report and every failure by as much.
@@ -78,7 +78,7 @@ def connect() -> None:
     try:
         ray.init(address=address, **_quiet())
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise PlumblineError(f"Ray at '{address}' cannot be joined: {str(error).splitlines()[0]}") from error
+        raise PlumblineError(f"Ray at '{address}' cannot be joined: {first_line(error)}") from error
 
 
 def check_address(address: str) -> None:
@@ -95,7 +95,7 @@ def check_address(address: str) -> None:
             f"Ray address '{address}': Ray Train cannot work through ray://; give HOST:PORT of the head (6379)"
         )
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InvalidInput(f"Ray address '{address}' is not HOST:PORT, such as 10.0.0.1:6379")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

@@ -97,7 +97,7 @@ class Runner:
         progress = self.folder / "progress" / f"{node.name}.jsonl"
         progress.unlink(missing_ok=True)
         command = [sys.executable, "-m", "plumbline.stage", str(run_json), node.name, "--progress", str(progress)]
-        process, log = self._spawn(command, node.name, {"PLUMBLINE_DIE_WITH_PARENT": "1"})
+        process, log = self._spawn(command, node.name)
         tail = FileTail(progress)
         try:
             while True:
@@ -110,7 +110,7 @@ class Runner:
         finally:
             _end(process)
 
-    def _spawn(self, command: list[str], name: str, environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], Path]:
+    def _spawn(self, command: list[str], name: str) -> tuple[subprocess.Popen[bytes], Path]:
         """Start a program in a session of its own (Ctrl-C is ours to pass on), its output in a log file."""
         log = self.folder / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ class Runner:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | environment,
+                env=os.environ | {"PLUMBLINE_DIE_WITH_PARENT": "1"},
             )
         return process, log
 
@@ -137,13 +137,15 @@ class Runner:
         if record is not None and record["fingerprint"] == self.plan.fingerprints[node.name]:
             self.display.cached(node.name, f"serving at {record['url']}")
             return
-        self._stop_ray()
+        self._stop_ray()  # the endpoint outlives us, so it has a Ray of its own, unless there is a cluster
+        if self.ray_address:
+            os.environ["RAY_ADDRESS"] = self.ray_address
         if record is not None:
             stop_endpoint(self.plan, node.name)
         self.display.started(node.name)
         began = time.monotonic()
         command = [sys.executable, "-m", "plumbline.serving.endpoint", str(run_json), node.name]
-        process, log = self._spawn(command, node.name, {"RAY_ADDRESS": self.ray_address} if self.ray_address else {})
+        process, log = self._spawn(command, node.name)
         try:
             while (record := endpoint_record(self.plan, node.name)) is None:
                 if process.poll() is not None or time.monotonic() - began > READY_TIMEOUT:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from plumbline.api.base import BASE
 from plumbline.artifacts import Artifact, ArtifactWriter, Workspace
-from plumbline.errors import EXIT_RETRYABLE, InvalidInput, PlumblineError, plain_cause
+from plumbline.errors import EXIT_RETRYABLE, InvalidInput, PlumblineError, causes, disk_full, plain_cause
 from plumbline.graph import Node
 from plumbline.plan import Plan
 from plumbline.progress import Reporter, file_sink
@@ -62,6 +62,7 @@ def run_stage(plan: Plan, name: str, report: Reporter, attempt: int | None = Non
     done = plan.artifact(name)
     if done is not None:
         return done
+    workspace.check_writable()
     holder = uuid.uuid4().hex
     workspace.acquire(fingerprint, holder, attempt)
     inputs = {
@@ -95,11 +96,11 @@ def _remove(workspace: Workspace, fingerprint: str) -> None:
         workspace.filesystem.rm(folder, recursive=True)
 
 
-def die_with_parent() -> None:
-    """Let the kernel end this process when the driver that started it is gone, however it went (Linux)."""
+def die_with_parent(wanted: bool = True) -> None:
+    """Let the kernel end this process when the driver that started it is gone, however it went (Linux); or no longer."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL if wanted else 0)
 
 
 def sentence(error: BaseException) -> tuple[str, int]:
@@ -107,12 +108,11 @@ def sentence(error: BaseException) -> tuple[str, int]:
     known = plain_cause(error)
     if known is not None:
         return str(known), known.exit_code
-    pending: BaseException | None = error
-    while pending is not None:
-        if isinstance(pending, OSError) and pending.errno == 28:
-            where = f" at {pending.filename}" if pending.filename else ""
+    for cause in causes(error):
+        if disk_full(cause):
+            filename = getattr(cause, "filename", None)
+            where = f" at {filename}" if filename else ""
             return f"no space left on the device{where}; make room and run again, finished stages are kept", EXIT_RETRYABLE
-        pending = pending.__cause__ or pending.__context__
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}", EXIT_RETRYABLE
 
@@ -126,11 +126,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if os.environ.get("PLUMBLINE_DIE_WITH_PARENT"):
         die_with_parent()
-    sink = file_sink(options.progress) if options.progress else lambda event: print(event, flush=True)
     try:
+        sink = file_sink(options.progress) if options.progress else lambda event: print(event, flush=True)
         plan = Plan.load(options.run)
         if options.stage not in [node.name for node in plan.graph.nodes]:
-            raise InvalidInput(f"{options.run} has no stage '{options.stage}'")
+            names = ", ".join(node.name for node in plan.graph.nodes)
+            raise InvalidInput(f"{options.run} has no stage '{options.stage}'; stages: {names}")
         run_stage(plan, options.stage, Reporter(options.stage, sink), options.attempt)
     except Exception as error:
         words, code = sentence(error)

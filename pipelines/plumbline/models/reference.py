@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plumbline.artifacts import Artifact, Workspace
+from plumbline.errors import PlumblineError
 from plumbline.plan import Plan
 
 
@@ -38,11 +39,16 @@ class ModelReference:
         return cls(model.base, revision, model.dtype, plan.workspace_uri, artifact.manifest["kind"], artifact.fingerprint)
 
     def artifact(self) -> Artifact | None:
-        """The Model artifact, None for the bare base."""
+        """The Model artifact, None for the bare base.
+
+        Raises:
+            PlumblineError: it has been deleted since.
+        """
         if self.workspace is None or self.kind is None or self.fingerprint is None:
             return None
         found = Workspace(self.workspace).find(self.kind, self.fingerprint)
-        assert found is not None, f"{self} was handed over before it was whole"
+        if found is None:
+            raise PlumblineError(f"the model {self.kind}/{self.fingerprint} is gone from {self.workspace}; run its stage again")
         return found
 
     def adapter_folder(self) -> Path | None:

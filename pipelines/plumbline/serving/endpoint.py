@@ -24,7 +24,7 @@ from plumbline.ray_environment import connect, start_local
 from plumbline.runner import endpoint_path
 from plumbline.serving import local
 from plumbline.serving.application import ServedModel
-from plumbline.stage import sentence
+from plumbline.stage import die_with_parent, sentence
 
 
 def serve(plan: Plan, stage: str) -> None:
@@ -56,6 +56,7 @@ def serve(plan: Plan, stage: str) -> None:
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(record))
     partial.replace(path)
+    die_with_parent(False)  # from here on it is a service of its own
     print(f"serving {name} at {url}", flush=True)
     try:
         stop.wait()
@@ -88,6 +89,8 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="RUN.json, written by a driver")
     parser.add_argument("stage", help="name of the serve stage")
     options = parser.parse_args()
+    if os.environ.get("PLUMBLINE_DIE_WITH_PARENT"):
+        die_with_parent()
     try:
         serve(Plan.load(options.run), options.stage)
     except Exception as error:

@@ -1,0 +1,96 @@
+"""Runs of the real command, as a user would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Small enough for a test, and with every kind of training in it; a checkpoint every few steps.
+RUN = """
+apiVersion: plumbline.dev/v1alpha1
+kind: AlignmentRun
+metadata: {name: small}
+spec:
+  model: {base: "builtin://tiny"}
+  workspace: {uri: WORKSPACE}
+  stages:
+    - name: data
+      curate: {sources: [{uri: "builtin://skills", limit: 400}]}
+    - name: sft
+      sft:
+        maxSteps: 12
+        batchSize: 16
+        maxLength: 96
+        optimizer: {learningRate: 2.0e-3}
+        checkpoint: {everySteps: 4}
+        parallelism: {workers: 2}
+    - name: align
+      rlhf:
+        steps: 6
+        promptsPerStep: 8
+        groupSize: 4
+        maxLength: 96
+        sampling: {maxTokens: 12}
+        optimizer: {learningRate: 1.0e-3}
+        checkpoint: {everySteps: 2}
+        parallelism: {workers: 2, sharding: replicate}
+        rollout: {workers: 2}
+    - name: check
+      inputs: {model: align, baselines: [base, sft]}
+      evaluate:
+        tasks: [{name: skills, benchmark: skills, limit: 60, maxTokens: 12}]
+        gates: [{task: skills, threshold: 0.99}]
+    - name: live
+      serve: {}
+"""
+
+Watch = Callable[[dict[str, Any]], bool]
+
+
+class Runs:
+    """Starts `plumbline run --json` in a folder and reads its events."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+
+    def file(self, text: str = RUN, name: str = "run.yaml") -> Path:
+        path = self.folder / name
+        path.write_text(text.replace("WORKSPACE", str(self.folder / "workspace")))
+        return path
+
+    def start(self, file: Path, *options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "plumbline.cli", "run", str(file), "--json", *options]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment, start_new_session=True
+        )
+
+    def run(self, file: Path, *options: str) -> tuple[int, list[dict[str, Any]], str]:
+        """To its end: exit code, events, standard error."""
+        process = self.start(file, *options)
+        out, err = process.communicate(timeout=280)
+        return process.returncode, [json.loads(line) for line in out.splitlines()], err
+
+    def interrupt(self, file: Path, when: Watch, number: signal.Signals, *options: str) -> tuple[int, str]:
+        """Until an event satisfies `when`, then send a signal: exit code and standard error."""
+        process = self.start(file, *options)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if when(json.loads(line)):
+                process.send_signal(number)
+                break
+        _, err = process.communicate(timeout=120)
+        return process.returncode, err
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Runs]:
+    yield Runs(tmp_path)

@@ -1,0 +1,165 @@
+"""The embedded driver end to end: interrupted anywhere, it ends with what an undisturbed run gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.pipelines.conftest import RUN, Runs, Watch
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def checksums(workspace: Path) -> dict[str, dict[str, str]]:
+    """Every file of every artifact but reports, which hold times: its SHA-256, by kind and fingerprint."""
+    return {
+        f"{manifest.parent.parent.name}/{manifest.parent.name}": {
+            name: facts["sha256"] for name, facts in json.loads(manifest.read_text())["files"].items() if "report" not in name
+        }
+        for manifest in workspace.glob("artifacts/*/*/manifest.json")
+    }
+
+
+def at(stage: str, step: int | None = None, message: str = "") -> Watch:
+    """True at the stage's progress event with this step or a later one, or with this message."""
+
+    def watch(event: dict[str, Any]) -> bool:
+        if event["event"] != "progress" or event["stage"] != stage:
+            return False
+        return message in event.get("message", "") and (step is None or event.get("step", -1) >= step)
+
+    return watch
+
+
+def leftovers(workspace: Path) -> list[str]:
+    """Command lines of living processes that name this workspace."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if str(workspace) in command:
+            found.append(command)
+    return found
+
+
+def test_killed_at_every_stage_it_ends_with_the_same_artifacts(tmp_path: Path) -> None:
+    straight, killed = Runs(tmp_path / "straight"), Runs(tmp_path / "killed")
+    for runs in (straight, killed):
+        runs.folder.mkdir()
+        runs.file()
+    code, events, err = straight.run(straight.folder / "run.yaml", "--no-serve")
+    assert code == 0, err
+    assert [e["stage"] for e in events if e["event"] == "finished"] == ["data", "sft", "align", "check"]
+
+    file, workspace = killed.folder / "run.yaml", killed.folder / "workspace"
+    for when in (at("data", message="reading"), at("sft", step=6), at("align", step=3), at("check", message="asking")):
+        code, _ = killed.interrupt(file, when, signal.SIGKILL, "--no-serve")
+        assert code == -signal.SIGKILL
+    code, events, err = killed.run(file, "--no-serve")
+    assert code == 0, err
+    assert [e["stage"] for e in events if e["event"] == "cached"] == ["data", "sft", "align"]
+    assert checksums(workspace) == checksums(straight.folder / "workspace")
+    for metrics in workspace.glob("artifacts/*/*/metrics.jsonl"):  # nothing lost, nothing doubled
+        steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+        assert steps == list(range(1, len(steps) + 1))
+    assert not list((workspace / "checkpoints").iterdir())
+    deadline = time.monotonic() + 30  # the kernel and Ray need a moment to end a killed driver's children
+    while leftovers(workspace) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not leftovers(workspace)
+
+
+def test_interrupted_by_the_user_it_says_so_and_continues(runs: Runs) -> None:
+    file = runs.file()
+    code, err = runs.interrupt(file, at("sft", step=5), signal.SIGINT, "--until", "sft")
+    assert code == 130
+    assert "the same command continues" in err
+    assert not leftovers(runs.folder / "workspace")
+    code, events, err = runs.run(file, "--until", "sft")
+    assert code == 0, err
+    first = next(e for e in events if e["event"] == "progress" and e["stage"] == "sft" and "step" in e)
+    assert first["step"] > 4  # from the checkpoint, not from the start
+    # An unchanged run does nothing; an edited stage is done again, and what it reads is not.
+    code, events, _ = runs.run(file, "--until", "sft")
+    assert [(e["event"], e["stage"]) for e in events] == [("cached", "data"), ("cached", "sft")]
+    code, events, err = runs.run(file, "--until", "sft", "--set", "stages.sft.sft.maxSteps=2")
+    assert code == 0, err
+    assert [e["stage"] for e in events if e["event"] == "cached"] == ["data"]
+    assert [e["stage"] for e in events if e["event"] == "finished"] == ["sft"]
+
+
+def test_gate_holds_serving_back_and_an_endpoint_serves(runs: Runs) -> None:
+    text = RUN.replace("limit: 60", "limit: 24").replace("maxSteps: 12", "maxSteps: 2").replace("steps: 6", "steps: 2")
+    file = runs.file(text)
+    code, events, err = runs.run(file)
+    assert code == 3
+    assert "gate of 'check' says fail" in err
+    assert [e["stage"] for e in events if e["event"] == "failed"] == ["live"]
+    assert not any(e["event"] == "endpoint" for e in events)
+
+    served = runs.file(text.replace("serve: {}", "serve: {ungated: true, modelName: ours}"), "served.yaml")
+    code, events, err = runs.run(served)
+    assert code == 0, err
+    endpoint = next(e for e in events if e["event"] == "endpoint")
+    try:
+        assert [e["stage"] for e in events if e["event"] == "cached"] == ["data", "sft", "align", "check"]
+        client = openai.OpenAI(base_url=endpoint["url"], api_key="none", max_retries=0)
+        assert [model.id for model in client.models.list()] == ["ours"]
+        question: Any = [{"role": "user", "content": "Sort the letters c a b."}]
+        whole = client.chat.completions.create(model="ours", messages=question, temperature=0, max_tokens=12)
+        stream = client.chat.completions.create(model="ours", messages=question, temperature=0, max_tokens=12, stream=True)
+        pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+        assert whole.choices[0].message.content
+        assert "".join(pieces) == whole.choices[0].message.content
+        with urllib.request.urlopen(endpoint["url"].removesuffix("/v1") + "/healthz") as answer:
+            assert answer.status == 200
+        code, events, _ = runs.run(served)
+        assert code == 0
+        assert {e["event"] for e in events if e.get("stage")} == {"cached"}
+        assert next(e for e in events if e["event"] == "endpoint")["pid"] == endpoint["pid"]
+    finally:
+        os.kill(endpoint["pid"], signal.SIGTERM)
+        while Path(f"/proc/{endpoint['pid']}").exists():
+            time.sleep(0.2)
+
+
+def test_driver_killed_while_the_endpoint_starts_leaves_none_behind(runs: Runs) -> None:
+    file = runs.file(
+        """
+apiVersion: plumbline.dev/v1alpha1
+kind: AlignmentRun
+metadata: {name: bare}
+spec:
+  model: {base: "builtin://tiny"}
+  workspace: {uri: WORKSPACE}
+  stages: [{name: live, serve: {ungated: true}}]
+"""
+    )
+    code, _ = runs.interrupt(file, lambda e: e["event"] == "started", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while leftovers(runs.folder / "workspace") and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not leftovers(runs.folder / "workspace")
+
+
+def test_two_drivers_of_one_run_do_not_collide(runs: Runs) -> None:
+    file = runs.file()
+    first = runs.start(file, "--until", "data")
+    assert first.stdout is not None
+    assert json.loads(first.stdout.readline())["event"] == "started"
+    code, _, err = runs.run(file, "--until", "data")
+    assert code == 1
+    assert "another `plumbline run`" in err
+    first.communicate(timeout=120)
+    assert first.returncode == 0
