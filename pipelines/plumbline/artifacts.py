@@ -201,7 +201,7 @@ class Workspace:
         manifest = self.read_json("artifacts", kind, fingerprint, MANIFEST)
         if manifest is None:
             return None
-        known = manifest.get("schemaVersion") == SCHEMA_VERSION and MANIFEST_FIELDS <= manifest.keys()
+        known = manifest.get("schemaVersion") == SCHEMA_VERSION and manifest.keys() >= MANIFEST_FIELDS
         if not known or manifest.get("fingerprint") != fingerprint:
             raise ArtifactCorrupt(
                 f"{self.artifact_uri(kind, fingerprint)}/{MANIFEST} is not a manifest of this version; delete that folder"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,20 +18,20 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         return int(options.command(options))
-    except PlumblineError as error:
-        if getattr(options, "json", False):
-            print(json.dumps({"event": "error", "message": str(error), "exitCode": error.exit_code}))
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from here", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except OSError as error:
+    except BrokenPipeError:  # `plumbline crd | head`: who reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
+        return 1
+    except (PlumblineError, OSError) as error:
         from plumbline.stage import sentence
 
         words, code = sentence(error)
+        if getattr(options, "json", False):
+            print(json.dumps({"event": "error", "message": words, "exitCode": code}))
         print(f"error: {words}", file=sys.stderr)
         return code
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,7 +117,7 @@ def _run(options: argparse.Namespace) -> int:
 def _summary(plan, as_json: bool) -> None:  # type: ignore[no-untyped-def]
     """The results at the end: scores with intervals, report, endpoint."""
     from plumbline.evaluation.summary import summarise
-    from plumbline.runner import endpoint_record
+    from plumbline.runner import endpoint_record, report_copy
 
     reports = [a for node in plan.graph.nodes if node.kind == "evaluate" and (a := plan.artifact(node.name)) is not None]
     endpoints = [
@@ -144,7 +145,7 @@ def _summary(plan, as_json: bool) -> None:  # type: ignore[no-untyped-def]
             )
         console.print(table)
         console.print(summary.verdict, markup=False, highlight=False, soft_wrap=True)
-        console.print(f"report: {artifact.uri}/report.html", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"report: {report_copy(plan, artifact)}", markup=False, highlight=False, soft_wrap=True)
     for record in endpoints:
         console.print(
             f"\nserving '{record['model']}' at {record['url']}  (OpenAI API; stop with `plumbline stop FILE`)",
@@ -194,9 +195,15 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
+    from plumbline.artifacts import Workspace
+    from plumbline.graph import build_graph
+    from plumbline.plan import Plan
+    from plumbline.run_file import load_run
     from plumbline.runner import stop_endpoint
 
-    plan = _make_plan(options)
+    run = load_run(options.file, options.set)
+    # Nothing outside is resolved: what serves must be stoppable after its data has gone.
+    plan = Plan(run, build_graph(run.spec), {}, {}, Workspace(options.workspace or run.spec.workspace.uri).uri)
     for node in plan.graph.nodes:
         if node.kind == "serve":
             print(f"{node.name}: {'stopped' if stop_endpoint(plan, node.name) else 'was not serving'}")

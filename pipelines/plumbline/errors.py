@@ -81,7 +81,7 @@ def disk_full(error: BaseException) -> bool:
     return "No space left on device" in str(error)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's text in one line, cut where it is long; its type where it has none."""
+    text = " ".join(str(error).split())
+    return f"{text[:limit]}…" if len(text) > limit else text or type(error).__name__

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 
 from plumbline.artifacts import absolute_uri, file_digest
-from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.errors import InvalidInput, PlumblineError, one_line
 
 TINY = "builtin://tiny"
 SKILLS = "builtin://skills"
@@ -30,62 +32,165 @@ def expand(uri: str, where: str = "") -> list[str]:
     """
     prefix = f"{where}: " if where else ""
     uri = absolute_uri(uri)
-    try:
+    with _reaching(uri, prefix):
         filesystem, path = fsspec.core.url_to_fs(uri)
-        if any(c in path for c in "*?["):
+        if filesystem.isdir(path):
+            found = [name for name in filesystem.find(path) if not _hidden(name[len(path) :])]
+        elif filesystem.exists(path):  # a name may hold glob characters
+            found = [path]
+        elif any(c in path for c in "*?["):
             found = [name for name in filesystem.glob(path) if not filesystem.isdir(name)]
-        elif filesystem.isdir(path):
-            found = [name for name in filesystem.find(path) if not Path(name).name.startswith(".")]
         else:
-            found = [path] if filesystem.exists(path) else []
-    except (ValueError, ImportError) as error:
-        raise InvalidInput(f"{prefix}'{uri}' cannot be opened: {error}") from error
-    except OSError as error:
-        raise PlumblineError(f"{prefix}'{uri}' cannot be reached: {error}") from error
+            found = []
     if not found:
         raise InvalidInput(f"{prefix}no file matches '{uri}'; give an existing file, folder or glob")
     return sorted(filesystem.unstrip_protocol(name).removeprefix("file://") for name in found)
 
 
-def identity(uri: str, revision: str | None = None, where: str = "") -> str:
-    """What tells one content of `uri` from another: etag, size and time, a commit, or a version of our own.
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(path).parts)
+
+
+@contextmanager
+def _reaching(uri: str, prefix: str) -> Iterator[None]:
+    """Errors of a file system in plain words."""
+    try:
+        yield
+    except PlumblineError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise InvalidInput(f"{prefix}'{uri}' cannot be opened: {one_line(error)}") from error
+    except Exception as error:  # clients of remote file systems pass on whatever their transport raises
+        raise PlumblineError(f"{prefix}'{uri}' cannot be reached: {one_line(error)}") from error
+
+
+def identity(uri: str, where: str = "") -> str:
+    """What tells one content of data from another: etag, size and time, or a version of our own.
 
     Raises:
         InvalidInput: nothing is there.
         PlumblineError: it cannot be reached now.
     """
     prefix = f"{where}: " if where else ""
-    if uri == TINY:
-        return "sha256:" + file_digest(tiny_folder() / "model.safetensors")
     if uri == SKILLS:
         from plumbline.builtin import skills
 
         return f"skills:{skills.VERSION}"
     if uri.startswith("builtin://"):
-        raise InvalidInput(f"{prefix}'{uri}' is not built in; there are {TINY} (a model) and {SKILLS} (data)")
-    if uri.startswith("hf://"):
-        return _hub_commit(uri.removeprefix("hf://"), revision, prefix)
+        raise _not_built_in(uri, prefix)
+    return _files_identity(expand(uri, where), uri, prefix)
+
+
+def model_identity(base: str, revision: str | None = None, where: str = "spec.model.base") -> str:
+    """What tells one base model from another: a commit of the hub, or size and time of its files.
+
+    Raises:
+        InvalidInput: there is none, or `check_model` refuses it.
+        PlumblineError: it cannot be reached now.
+    """
+    prefix = f"{where}: "
+    if base == TINY:
+        return "sha256:" + file_digest(tiny_folder() / "model.safetensors")
+    if base.startswith("builtin://"):
+        raise _not_built_in(base, prefix)
+    if base.startswith("hf://"):
+        return _hub_commit(base.removeprefix("hf://"), revision, prefix)
+    check_model(base, where)
+    return _files_identity(expand(base, where), base, prefix)
+
+
+def _not_built_in(uri: str, prefix: str) -> InvalidInput:
+    return InvalidInput(f"{prefix}'{uri}' is not built in; there are {TINY} (a model) and {SKILLS} (data)")
+
+
+def _files_identity(names: list[str], uri: str, prefix: str) -> str:
     facts = []
-    for name in expand(uri, where):
-        filesystem, path = fsspec.core.url_to_fs(name)
-        info: dict[str, Any] = filesystem.info(path)
-        stamp = info.get("ETag") or info.get("mtime") or info.get("LastModified") or info.get("last_modified")
-        facts.append([Path(path).name, info.get("size"), str(stamp)])
+    with _reaching(uri, prefix):
+        for name in names:
+            filesystem, path = fsspec.core.url_to_fs(name)
+            info: dict[str, Any] = filesystem.info(path)
+            marks = ("ETag", "mtime", "LastModified", "last_modified", "blob_id", "created")
+            stamp = next((info[mark] for mark in marks if info.get(mark)), None)
+            facts.append([Path(path).name, info.get("size"), str(stamp)])
     return "files:" + hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def check_model(base: str, where: str = "spec.model.base") -> None:
+    """Refuse at once what is no model folder, local or remote. Cheap: it reads file names, config.json and headers.
+
+    Raises:
+        InvalidInput: `config.json` or whole safetensors weights are missing.
+        PlumblineError: the file system cannot be reached.
+    """
+    prefix = f"{where}: "
+    with _reaching(base, prefix):
+        filesystem, path = fsspec.core.url_to_fs(absolute_uri(base))
+        problem = _model_problem(filesystem, path)
+    if problem:
+        raise InvalidInput(f"{prefix}'{base}' {problem}; give a folder in Hugging Face form, hf://ORG/NAME or {TINY}")
+
+
+def _model_problem(filesystem: Any, path: str) -> str | None:
+    if not filesystem.isdir(path):
+        return "is no folder"
+    files = {PurePosixPath(name).name: name for name in filesystem.ls(path, detail=False)}
+    if "config.json" not in files:
+        return "has no config.json"
+    try:
+        config = json.loads(filesystem.cat_file(files["config.json"]))
+    except ValueError as error:
+        return f"has a config.json that is not JSON ({error})"
+    if not isinstance(config, dict) or "model_type" not in config:
+        return "has a config.json without model_type"
+    weights = [name for name in files if name.endswith(".safetensors")]
+    if not weights:
+        return "has no *.safetensors weights (other formats are refused: they can run code)"
+    index = "model.safetensors.index.json"
+    if index in files:
+        try:
+            lost = set(json.loads(filesystem.cat_file(files[index]))["weight_map"].values()) - set(weights)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"has an {index} that cannot be read"
+        if lost:
+            return f"lacks {min(lost)}, which its {index} lists"
+    for name in sorted(weights):
+        if not _whole_safetensors(filesystem, files[name]):
+            return f"has a {name} that is cut off or no safetensors file (a Git LFS pointer?)"
+    return None
+
+
+def _whole_safetensors(filesystem: Any, path: str) -> bool:
+    """Whether a file is as long as its header says (8 bytes of length, JSON, tensors)."""
+    size = filesystem.info(path)["size"]
+    length = int.from_bytes(filesystem.cat_file(path, start=0, end=8), "little") if size >= 8 else size
+    if 8 + length > size:
+        return False
+    try:
+        header = json.loads(filesystem.cat_file(path, start=8, end=8 + length))
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return False
+    return bool(8 + length + max(ends, default=0) == size)
 
 
 def _hub_commit(name: str, revision: str | None, prefix: str) -> str:
     if revision and len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
         return f"commit:{revision}"
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return f"commit:{HfApi().model_info(name, revision=revision, timeout=20).sha}"
-    except HfHubHTTPError as error:
-        raise InvalidInput(f"{prefix}the hub has no model '{name}' at revision '{revision or 'main'}': {error}") from error
+    except HFValidationError as error:
+        raise InvalidInput(f"{prefix}'hf://{name}' is no name of a model; write hf://ORG/NAME") from error
+    except GatedRepoError as error:
+        raise InvalidInput(f"{prefix}the hub gives '{name}' only with a token that was granted access (HF_TOKEN)") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise InvalidInput(
+            f"{prefix}the hub has no model '{name}' at revision '{revision or 'main'}', or none that this token may read"
+        ) from error
     except Exception as error:  # the hub's client passes on whatever its transport raises
         raise PlumblineError(
-            f"{prefix}the hub cannot be reached to resolve '{name}' ({type(error).__name__}); "
+            f"{prefix}the hub cannot be reached to resolve '{name}' ({type(error).__name__}: {one_line(error)}); "
             "pin `revision` to a full commit to run without it"
         ) from error

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from plumbline.api.run import AlignmentRun
 from plumbline.artifacts import Artifact, Workspace
-from plumbline.errors import InvalidRun, PlumblineError, Problem
-from plumbline.external import identity
+from plumbline.errors import InvalidInput, InvalidRun, PlumblineError, Problem
+from plumbline.external import identity, model_identity
 from plumbline.graph import Graph, Node, build_graph, fingerprints
 
 
@@ -46,13 +47,33 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> Plan:
-        """Read a RUN.json."""
+        """Read a RUN.json.
+
+        Raises:
+            InvalidInput: it cannot be read or is none.
+        """
         try:
-            value = json.loads(path.read_text())
+            value = _RunJson.model_validate_json(path.read_bytes(), by_name=False, by_alias=True)
         except OSError as error:
-            raise PlumblineError(f"{path} cannot be read: {error}") from error
-        run = AlignmentRun.model_validate(value["run"], by_name=False, by_alias=True)
-        return cls(run, build_graph(run.spec), value["fingerprints"], value["identities"], value["workspace"])
+            raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            at = ".".join(str(part) for part in first["loc"])
+            raise InvalidInput(f"{path} is no RUN.json of this version: {at + ': ' if at else ''}{first['msg']}") from error
+        graph = build_graph(value.run.spec)
+        lacking = [node.name for node in graph.nodes if node.name not in value.fingerprints]
+        if lacking:
+            raise InvalidInput(f"{path} is no RUN.json of this version: no fingerprint for stage '{lacking[0]}'")
+        return cls(value.run, graph, value.fingerprints, value.identities, value.workspace)
+
+
+class _RunJson(BaseModel):
+    """What `Plan.to_json` writes."""
+
+    run: AlignmentRun
+    fingerprints: dict[str, str]
+    identities: dict[str, str]
+    workspace: str
 
 
 def make_plan(run: AlignmentRun, workspace: str | None = None) -> Plan:
@@ -74,8 +95,8 @@ def make_plan(run: AlignmentRun, workspace: str | None = None) -> Plan:
         wanted |= {f"spec.stages[{i}].{node.kind}.{where}": uri for where, uri in node.spec.external_uris().items()}
     for where, uri in wanted.items():
         try:
-            revision = run.spec.model.revision if where == "spec.model.base" else None
-            identities[uri] = identity(uri, revision, where)
+            of_model = where == "spec.model.base"
+            identities[uri] = model_identity(uri, run.spec.model.revision) if of_model else identity(uri, where)
         except PlumblineError as error:
             if error.exit_code != InvalidRun.exit_code:
                 raise

@@ -8,7 +8,7 @@ import secrets
 import socket
 from typing import Any
 
-from plumbline.errors import InvalidInput, PlumblineError, first_line
+from plumbline.errors import InvalidInput, PlumblineError, one_line
 
 SETTINGS = {
     # Train polls its workers this often; the default of 2 s delays every report and every failure by as much.
@@ -78,7 +78,7 @@ def connect() -> None:
     try:
         ray.init(address=address, **_quiet())
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise PlumblineError(f"Ray at '{address}' cannot be joined: {first_line(error)}") from error
+        raise PlumblineError(f"Ray at '{address}' cannot be joined: {one_line(error)}") from error
 
 
 def check_address(address: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from plumbline.artifacts import Artifact, cache_folder
 from plumbline.display import Display
 from plumbline.errors import EXIT_INVALID, GateNotPassed, InvalidInput, PlumblineError
 from plumbline.graph import Node
@@ -55,6 +58,7 @@ class Runner:
         """
         wanted = self.plan.graph.up_to(until) if until else {node.name for node in self.plan.graph.nodes}
         nodes = [node for node in self.plan.graph.nodes if node.name in wanted and (serve or node.kind != "serve")]
+        self.plan.workspace.check_writable()
         with self._lock():
             run_json = self.folder / "run.json"
             run_json.write_text(json.dumps(self.plan.to_json(), indent=1))
@@ -195,8 +199,14 @@ def run_folder(plan: Plan) -> Path:
     workspace = plan.workspace
     if workspace.is_local:
         return Path(workspace.path("runs", plan.name))
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return cache / "plumbline" / "runs" / plan.name
+    return cache_folder("runs", hashlib.sha256(plan.workspace_uri.encode()).hexdigest()[:16], plan.name)
+
+
+def report_copy(plan: Plan, report: Artifact) -> Path:
+    """The report's page under a name that stays from run to run."""
+    copy = run_folder(plan) / f"report-{report.manifest['stage']}.html"
+    shutil.copyfile(report.local() / "report.html", copy)
+    return copy
 
 
 def gate_verdict(plan: Plan, node: Node) -> dict[str, str] | None:

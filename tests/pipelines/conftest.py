@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,12 @@ class Runs:
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment, start_new_session=True
         )
 
+    def plan(self, file: Path, *options: str) -> dict[str, bool]:
+        """Stage → whether it is cached."""
+        command = [sys.executable, "-m", "plumbline.cli", "plan", str(file), "--json", *options]
+        out = subprocess.run(command, capture_output=True, text=True, env=self.environment, check=True).stdout
+        return {row["stage"]: row["cached"] for row in json.loads(out)["stages"]}
+
     def run(self, file: Path, *options: str) -> tuple[int, list[dict[str, Any]], str]:
         """To its end: exit code, events, standard error."""
         process = self.start(file, *options)
@@ -92,5 +98,5 @@ class Runs:
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Iterator[Runs]:
-    yield Runs(tmp_path)
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path)

@@ -156,6 +156,8 @@ def _scores(scores: Sequence[TaskScore]) -> str:
         for s in scores
     ]
     head = ["task", "model", "score", "interval", "items", "unparseable", "cut at the limit", "prompt too long", "also"]
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
     return _table(head, rows, numbers={2, 3, 4, 5, 6, 7})
 
 

@@ -137,7 +137,7 @@ def conclude(
         gates: rules of the gate.
         confidence: level of every interval.
     """
-    models = list(dict.fromkeys([candidate, *baselines]))
+    models = [name for name in dict.fromkeys(baselines) if name != candidate] + [candidate]  # as they came to be
     by_task: dict[str, list[Sample]] = {}
     for sample in samples:
         by_task.setdefault(sample.task, []).append(sample)

@@ -28,7 +28,7 @@ class Summary:
     """What a Report says.
 
     Attributes:
-        rows: scores, task by task, the candidate first.
+        rows: scores, task by task, the baselines first and the candidate last.
         confidence: level of the intervals.
         status: `pass`, `fail`, `inconclusive`, or None without gates.
         verdict: the same as one sentence with the numbers that decided.

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
+import hashlib
+from fnmatch import fnmatch
 from pathlib import Path
 
-import fsspec
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from plumbline.artifacts import absolute_uri
-from plumbline.errors import InvalidInput, PlumblineError
-from plumbline.external import TINY, tiny_folder
+from plumbline.artifacts import absolute_uri, cache_folder, fetch
+from plumbline.errors import InvalidInput, PlumblineError, one_line
+from plumbline.external import TINY, model_identity, tiny_folder
 from plumbline.models.reference import ModelReference
+
+WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+"""What is fetched of a model: no weights in formats that can run code, no code."""
 
 
 def base_folder(base: str, revision: str | None = None) -> Path:
@@ -30,34 +32,19 @@ def base_folder(base: str, revision: str | None = None) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-            return Path(snapshot_download(base.removeprefix("hf://"), revision=revision, allow_patterns=wanted))
+            return Path(snapshot_download(base.removeprefix("hf://"), revision=revision, allow_patterns=list(WANTED)))
         except Exception as error:  # the hub's client passes on whatever its transport raises
-            raise PlumblineError(f"spec.model.base: '{base}' cannot be fetched: {error}") from error
+            raise PlumblineError(f"spec.model.base: '{base}' cannot be fetched: {one_line(error)}") from error
+    identity = model_identity(base)
     uri = absolute_uri(base)
-    filesystem, path = fsspec.core.url_to_fs(uri)
-    if "://" in uri:
-        folder = Path(tempfile.mkdtemp(prefix="plumbline-model-"))
-        filesystem.get(path.rstrip("/") + "/", str(folder), recursive=True)
-    else:
-        folder = Path(path)
-    problem = None
+    if "://" not in uri:
+        return Path(uri)
+    folder = cache_folder("models", hashlib.sha256(f"{uri} {identity}".encode()).hexdigest()[:32])
     if not folder.is_dir():
-        problem = "is no folder"
-    elif not (folder / "config.json").exists():
-        problem = "has no config.json"
-    elif not list(folder.glob("*.safetensors")):
-        problem = "has no *.safetensors weights (other formats are refused: they can run code)"
-    else:
         try:
-            if "model_type" not in json.loads((folder / "config.json").read_text()):
-                problem = "has a config.json without model_type"
-        except ValueError as error:
-            problem = f"has a config.json that is not JSON ({error})"
-    if problem:
-        raise InvalidInput(
-            f"spec.model.base: '{base}' {problem}; give a folder in Hugging Face form, hf://ORG/NAME or {TINY}"
-        )
+            fetch(uri, folder, lambda name: any(fnmatch(name, pattern) for pattern in WANTED))
+        except Exception as error:  # clients of remote file systems pass on whatever their transport raises
+            raise PlumblineError(f"spec.model.base: '{base}' cannot be fetched: {one_line(error)}") from error
     return folder
 
 
@@ -72,17 +59,25 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
     """The tokenizer with its chat template; the one that was trained with, where there is an artifact.
 
     Raises:
-        InvalidInput: there is no tokenizer, no end-of-text token or no chat template.
+        InvalidInput: there is no tokenizer, no end-of-text token or no chat template that works.
     """
     folder = reference.tokenizer_folder() or base_folder(reference.base, reference.revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        raise InvalidInput(f"spec.model.base: '{reference.base}' has no tokenizer that can be read: {error}") from error
+    except Exception as error:  # transformers and tokenizers pass on what their parsers raise, down to plain Exception
+        raise InvalidInput(
+            f"spec.model.base: '{reference.base}' has no tokenizer that can be read: {one_line(error)}"
+        ) from error
     if tokenizer.chat_template is None:
         raise InvalidInput(
             f"spec.model.base: '{reference.base}' has no chat template; add chat_template.jinja to its folder"
         )
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    except Exception as error:  # a template is a program
+        raise InvalidInput(
+            f"spec.model.base: '{reference.base}' has a chat template that does not work: {one_line(error)}"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise InvalidInput(f"spec.model.base: '{reference.base}' has no end-of-text token, so answers could not end")
     if tokenizer.pad_token_id is None:
@@ -99,11 +94,26 @@ def load_base(reference: ModelReference) -> PreTrainedModel:
     folder = base_folder(reference.base, reference.revision)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch_dtype(reference.dtype), trust_remote_code=False, use_safetensors=True
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch_dtype(reference.dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
         )
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        raise InvalidInput(f"spec.model.base: '{reference.base}' cannot be loaded: {str(error).splitlines()[0]}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # transformers and safetensors pass on what their parsers raise
+        raise InvalidInput(f"spec.model.base: '{reference.base}' cannot be loaded: {one_line(error)}") from error
+    # Transformers would fill both with random numbers and only warn.
+    unfit = sorted(name for name, *_ in loaded["mismatched_keys"]) or sorted(loaded["missing_keys"])
+    if unfit:
+        raise InvalidInput(
+            f"spec.model.base: the weights of '{reference.base}' do not fit its config.json: "
+            f"{unfit[0]} {'has another shape' if loaded['mismatched_keys'] else 'is missing'} ({len(unfit)} such)"
+        )
     return model.eval()
 
 

@@ -48,7 +48,9 @@ class ModelReference:
             return None
         found = Workspace(self.workspace).find(self.kind, self.fingerprint)
         if found is None:
-            raise PlumblineError(f"the model {self.kind}/{self.fingerprint} is gone from {self.workspace}; run its stage again")
+            raise PlumblineError(
+                f"the model {self.kind}/{self.fingerprint} is gone from {self.workspace}; run its stage again"
+            )
         return found
 
     def adapter_folder(self) -> Path | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from decimal import Decimal
 
 from plumbline.api.stages.rlhf import RewardSpec
-
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+from plumbline.evaluation.benchmarks.gsm8k import last_number
 
 
 def exact_match(reply: str, reference: str) -> float:
@@ -16,12 +15,9 @@ def exact_match(reply: str, reference: str) -> float:
 
 
 def numeric_match(reply: str, reference: str) -> float:
-    """1 if the last numbers in both are equal; thousands commas are read over."""
-    found = [NUMBER.findall(text) for text in (reply, reference)]
-    if not all(found):
-        return 0.0
-    ours, theirs = (float(numbers[-1].replace(",", "")) for numbers in found)
-    return float(ours == theirs)
+    """1 if the last numbers in both are equal, read as benchmark `gsm8k` reads them: what is rewarded is what is scored."""
+    ours, theirs = last_number(reply), last_number(reference)
+    return float(ours is not None and theirs is not None and Decimal(ours) == Decimal(theirs))
 
 
 REWARDS: dict[str, Callable[[str, str], float]] = {"exactMatch": exact_match, "numericMatch": numeric_match}
@@ -29,4 +25,4 @@ REWARDS: dict[str, Callable[[str, str], float]] = {"exactMatch": exact_match, "n
 
 def reward(specs: list[RewardSpec], reply: str, reference: str) -> float:
     """The weighted sum."""
-    return sum(spec.weight * REWARDS[spec.type](reply, reference) for spec in specs)
+    return sum((spec.weight * REWARDS[spec.type](reply, reference) for spec in specs), 0.0)
