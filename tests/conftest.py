@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from support.embedded import Runs
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[str]:
@@ -30,3 +32,9 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the shared data: set PLUMBLINE_SHARED or put shared/ beside the repository")
     return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    """The real command in a folder of the test's own."""
+    return Runs(tmp_path)

@@ -86,7 +86,7 @@ def check_address(address: str) -> None:
 
     Raises:
         InvalidInput: not HOST:PORT (or `auto`).
-        PlumblineError: nothing listens there.
+        PlumblineError: nothing listens there, or something that is no Ray.
     """
     if address == "auto":
         return
@@ -98,12 +98,27 @@ def check_address(address: str) -> None:
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InvalidInput(f"Ray address '{address}' is not HOST:PORT, such as 10.0.0.1:6379")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as connection:
+            if not os.environ.get("RAY_USE_TLS") and not _speaks_http2(connection):
+                raise PlumblineError(
+                    f"what listens at '{address}' is no Ray head; give its GCS port (6379), not the dashboard's (8265)"
+                )
     except OSError as error:
         raise PlumblineError(
             f"no Ray answers at '{address}' ({error}); start one with `ray start --head`, "
             "or leave --ray-address out for an embedded one"
         ) from error
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether the other side is a gRPC server, as the GCS is: it answers the preface with a SETTINGS frame (RFC 9113)."""
+    settings = b"\0\0\0\4\0\0\0\0\0"
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+    try:
+        answer = connection.recv(9)
+    except (TimeoutError, ConnectionError):
+        return False
+    return len(answer) > 3 and answer[3] == settings[3]
 
 
 def _quiet() -> dict[str, Any]:

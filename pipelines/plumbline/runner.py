@@ -62,7 +62,9 @@ class Runner:
         with self._lock():
             run_json = self.folder / "run.json"
             run_json.write_text(json.dumps(self.plan.to_json(), indent=1))
-            if self.ray_address and any(node.kind != "serve" and self.plan.artifact(node.name) is None for node in nodes):
+            if self.ray_address is not None and any(
+                node.kind != "serve" and self.plan.artifact(node.name) is None for node in nodes
+            ):
                 from plumbline.ray_environment import check_address
 
                 check_address(self.ray_address)

@@ -21,9 +21,6 @@ pytestmark = pytest.mark.ray
 
 def curate(tmp_path: Path, *blocks: dict[str, Any], workspace: str = "ws", events: list[Event] | None = None) -> Artifact:
     """Run `curate` stages d0, d1, …; each after the first reads the one before it. Returns the last artifact."""
-    base = tmp_path / "base"
-    base.mkdir(exist_ok=True)
-    (base / "config.json").write_text("{}")
     stages: list[dict[str, Any]] = [{"name": f"d{i}", "curate": block} for i, block in enumerate(blocks)]
     for i, stage in enumerate(stages[1:]):
         stage["inputs"] = {"dataset": f"d{i}"}
@@ -31,7 +28,7 @@ def curate(tmp_path: Path, *blocks: dict[str, Any], workspace: str = "ws", event
         "apiVersion": "plumbline.dev/v1alpha1",
         "kind": "AlignmentRun",
         "metadata": {"name": "test"},
-        "spec": {"model": {"base": str(base)}, "workspace": {"uri": str(tmp_path / workspace)}, "stages": stages},
+        "spec": {"model": {"base": "builtin://tiny"}, "workspace": {"uri": str(tmp_path / workspace)}, "stages": stages},
     }
     plan = make_plan(AlignmentRun.model_validate(document, by_name=False, by_alias=True))
     sink = (events if events is not None else []).append

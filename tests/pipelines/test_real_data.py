@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipelines.conftest import Runs
+from support.embedded import Runs
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "samples" / "alpaca.yaml"
 

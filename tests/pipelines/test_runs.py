@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.pipelines.conftest import RUN, Runs, Watch
+from support.embedded import RUN, Runs, Watch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

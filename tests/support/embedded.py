@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 # Small enough for a test, and with every kind of training in it; a checkpoint every few steps.
 RUN = """
 apiVersion: plumbline.dev/v1alpha1
@@ -95,8 +93,3 @@ class Runs:
                 break
         _, err = process.communicate(timeout=120)
         return process.returncode, err
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path)
