@@ -15,6 +15,8 @@ import pytest
 
 from support.embedded import RUN, Runs, Watch
 
+SAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "samples"
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -164,3 +166,60 @@ def test_two_drivers_of_one_run_do_not_collide(runs: Runs) -> None:
     assert "another `plumbline run`" in err
     first.communicate(timeout=120)
     assert first.returncode == 0
+
+
+def test_preference_tuning_on_an_existing_cluster(runs: Runs, ray_session: str) -> None:
+    """DPO over FSDP2, continuing the adapter of `sft`, on a Ray that is not ours."""
+    runs.environment |= {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    small = {"chats.curate.sources.0.limit": 200, "pairs.curate.sources.0.limit": 64, "sft.sft.maxSteps": 4}
+    small |= {"align.preference.batchSize": 8, "align.preference.optimizer.learningRate": 2e-3}
+    options = [word for where, value in small.items() for word in ("--set", f"stages.{where}={value}")]
+    code, events, err = runs.run(
+        SAMPLES / "dpo.yaml", "--workspace", str(runs.folder), "--until", "align", "--ray-address", ray_session, *options
+    )
+    assert code == 0, err
+    metrics = next(e["metrics"] for e in events if e["event"] == "finished" and e["stage"] == "align")
+    assert metrics["step"] == 8
+    history = [
+        json.loads(line) for line in next(runs.folder.glob("artifacts/preference/*/metrics.jsonl")).read_text().splitlines()
+    ]
+    assert history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # policy = reference before the first update
+    assert history[-1]["rewardAccuracy"] > 0.6
+
+
+def test_a_killed_training_worker_is_replaced(runs: Runs) -> None:
+    file = runs.file()
+    process = runs.start(file, "--until", "sft")
+    assert process.stdout is not None
+    events = []
+    for line in process.stdout:
+        events.append(json.loads(line))
+        if len(events) > 1 and at("sft", step=6)(events[-1]):
+            os.kill(training_worker(process.pid), signal.SIGKILL)
+            break
+    out, err = process.communicate(timeout=240)
+    events += [json.loads(line) for line in out.splitlines()]
+    assert process.returncode == 0, err
+    assert any("a worker was lost" in e.get("message", "") for e in events)
+    metrics = next((runs.folder / "workspace").glob("artifacts/sft/*/metrics.jsonl"))
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 13))
+
+
+def training_worker(driver: int) -> int:
+    """A Ray Train worker process below the driver."""
+    parents = {}
+    workers = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"RayTrainWorker" in (process / "cmdline").read_bytes():
+                workers.append(int(process.name))
+        except OSError:
+            continue
+    for worker in workers:
+        above = worker
+        while above > 1:
+            above = parents.get(above, 0)
+            if above == driver:
+                return worker
+    raise AssertionError(f"no training worker below {driver}: {workers}")
