@@ -9,6 +9,7 @@ WORKSPACE/runs/NAME/…                                     plans, logs and prog
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -162,7 +163,7 @@ class Workspace:
         self.uri = re.sub(r"(?<=[^/:])/+$", "", absolute_uri(uri))  # `/` and `memory://` keep theirs
         try:
             self.filesystem, self.root = fsspec.core.url_to_fs(self.uri)
-        except (ValueError, ImportError) as error:
+        except (ValueError, ImportError, OSError) as error:
             raise InvalidInput(f"spec.workspace.uri: '{uri}' cannot be opened: {error}") from error
 
     @property
@@ -170,12 +171,26 @@ class Workspace:
         return isinstance(self.filesystem, LocalFileSystem)
 
     def check_writable(self) -> None:
-        """Refuse a local folder that cannot be made or written to, without making it.
+        """Refuse a place that cannot be written to; a local folder is not made for this.
 
         Raises:
             InvalidInput: naming what stands in the way.
         """
         if not self.is_local:
+            if "memory" in self.filesystem.protocol:
+                raise InvalidInput(
+                    f"spec.workspace.uri: '{self.uri}' is gone when a stage ends; give a folder or an object store"
+                )
+            probe = {"written": datetime.now(UTC).isoformat()}
+            try:
+                self.write_json(probe, ".writable")
+                readable = self.read_json(".writable") == probe
+            except Exception as error:  # each store has errors of its own
+                raise PlumblineError(f"spec.workspace.uri: '{self.uri}' cannot be written to: {error}") from error
+            if not readable:
+                raise PlumblineError(
+                    f"spec.workspace.uri: '{self.uri}' does not give back what was written; use another store"
+                )
             return
         folder = Path(self.root)
         while not folder.exists() and folder != folder.parent:
@@ -252,6 +267,32 @@ class Workspace:
         return attempt
 
     @contextmanager
+    def exclusive(self, fingerprint: str, waiting: Callable[[], None]) -> Iterator[None]:
+        """Keep other processes of this machine from making the same artifact meanwhile; they wait, then find it there.
+
+        Args:
+            fingerprint: of the artifact.
+            waiting: called once when another process holds it.
+        """
+        if not self.is_local:
+            yield  # attempts on other machines are told apart by the lease
+            return
+        path = Path(self.path("leases", f"{fingerprint}.lock"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def remove(self, *parts: str) -> None:
+        """Delete a folder with all that is in it, if it exists."""
+        if self.filesystem.exists(self.path(*parts)):
+            self.filesystem.rm(self.path(*parts), recursive=True)
+
+    @contextmanager
     def create(
         self, *, kind: str, fingerprint: str, stage: str, type: ArtifactType, inputs: dict[str, list[Artifact]], holder: str
     ) -> Iterator[ArtifactWriter]:
@@ -279,9 +320,6 @@ class Workspace:
             except Exception:
                 self._check_lease(fingerprint, holder)  # the later attempt cleared our files away: that is no error of ours
                 raise
-            self._check_lease(fingerprint, holder)
-            if self.find(kind, fingerprint) is not None:
-                return
             manifest = {
                 "type": type.value,
                 "schemaVersion": SCHEMA_VERSION,
@@ -305,6 +343,9 @@ class Workspace:
                     if path.is_file()
                 },
             }
+            self._check_lease(fingerprint, holder)
+            if self.find(kind, fingerprint) is not None:
+                return
             if self.is_local:
                 _write_atomically(staging / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
                 shutil.rmtree(final, ignore_errors=True)  # only ever a folder without a manifest

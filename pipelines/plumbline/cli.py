@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
+import traceback
 from pathlib import Path
 
 EPILOG = "Exit codes: 0 done, 1 failed (try again), 2 wrong input, 3 gate not passed, 130 interrupted."
@@ -21,10 +23,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `plumbline crd | head`: who reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
         return 1
-    except (PlumblineError, OSError) as error:
+    except Exception as error:
         from plumbline.stage import sentence
 
         words, code = sentence(error)
+        if not isinstance(error, PlumblineError | OSError):
+            traceback.print_exc()  # a fault of ours: whoever reports it needs this
         if getattr(options, "json", False):
             print(json.dumps({"event": "error", "message": words, "exitCode": code}))
         print(f"error: {words}", file=sys.stderr)
@@ -82,51 +86,54 @@ def _version() -> str:
 
 
 def _make_plan(options: argparse.Namespace):  # type: ignore[no-untyped-def]
-    from plumbline.errors import InvalidRun
+    from plumbline.errors import InvalidInput, InvalidRun
     from plumbline.plan import make_plan
     from plumbline.run_file import load_run
 
     run = load_run(options.file, options.set)
+    if options.workspace == "":
+        raise InvalidInput("--workspace is empty; give a folder or URI, or leave it out")
     try:
-        return make_plan(run, options.workspace)
+        return make_plan(run, options.workspace, getattr(options, "until", None))
     except InvalidRun as error:
         raise InvalidRun(error.problems, str(options.file)) from None
 
 
 def _run(options: argparse.Namespace) -> int:
     from plumbline.display import open_display
-    from plumbline.errors import GateNotPassed, InvalidInput
+    from plumbline.errors import GateNotPassed
     from plumbline.runner import Runner
 
     plan = _make_plan(options)
-    names = [node.name for node in plan.graph.nodes]
-    if options.until and options.until not in names:
-        raise InvalidInput(f"--until {options.until}: no such stage; stages: {', '.join(names)}")
     held_back = None
     with open_display(list(plan.graph.nodes), options.json) as display:
         try:
-            Runner(plan, display, options.ray_address).run(options.until, not options.no_serve)
+            Runner(plan, display, options.ray_address).run(serve=not options.no_serve)
         except GateNotPassed as error:
             held_back = error  # the results are worth showing all the same
-    _summary(plan, options.json)
+    where = f" --workspace {shlex.quote(options.workspace)}" if options.workspace else ""
+    _summary(plan, options.json, f"plumbline stop {shlex.quote(str(options.file))}{where}")
     if held_back is not None:
         raise held_back
     return 0
 
 
-def _summary(plan, as_json: bool) -> None:  # type: ignore[no-untyped-def]
+def _summary(plan, as_json: bool, stop_command: str) -> None:  # type: ignore[no-untyped-def]
     """The results at the end: scores with intervals, report, endpoint."""
     from plumbline.evaluation.summary import summarise
-    from plumbline.runner import endpoint_record, report_copy
+    from plumbline.local_endpoint import read_record, record_path
+    from plumbline.runner import report_copy, run_folder
 
     reports = [a for node in plan.graph.nodes if node.kind == "evaluate" and (a := plan.artifact(node.name)) is not None]
     endpoints = [
-        r for node in plan.graph.nodes if node.kind == "serve" and (r := endpoint_record(plan, node.name)) is not None
+        record | {"current": record["fingerprint"] == plan.fingerprints[node.name]}
+        for node in plan.graph.nodes
+        if node.kind == "serve" and (record := read_record(record_path(run_folder(plan), node.name))) is not None
     ]
     summaries = [(artifact, summarise(artifact)) for artifact in reports]
     if as_json:
         for artifact, summary in summaries:
-            rows = [vars(row) if hasattr(row, "__dict__") else row._asdict() for row in summary.rows]
+            rows = [vars(row) for row in summary.rows]
             print(json.dumps({"event": "report", "uri": artifact.uri, "rows": rows, "verdict": summary.verdict}))
         for record in endpoints:
             print(json.dumps({"event": "endpoint", **record}))
@@ -147,41 +154,31 @@ def _summary(plan, as_json: bool) -> None:  # type: ignore[no-untyped-def]
         console.print(summary.verdict, markup=False, highlight=False, soft_wrap=True)
         console.print(f"report: {report_copy(plan, artifact)}", markup=False, highlight=False, soft_wrap=True)
     for record in endpoints:
+        age = "" if record["current"] else " (the model of an earlier run)"
         console.print(
-            f"\nserving '{record['model']}' at {record['url']}  (OpenAI API; stop with `plumbline stop FILE`)",
+            f"\nserving '{record['model']}'{age} at {record['url']}  (OpenAI API; stop with `{stop_command}`)",
             markup=False,
             soft_wrap=True,
         )
-        if record.get("sample"):
-            console.print(
-                f"  asked:    {record['sample']['prompt']}\n  answered: {record['sample']['answer']}",
-                markup=False,
-                highlight=False,
-            )
+        sample = record["sample"]
+        console.print(f"  asked:    {sample['prompt']}\n  answered: {sample['answer']}", markup=False, highlight=False)
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from plumbline.runner import endpoint_record
+    from plumbline.runner import is_done
 
     plan = _make_plan(options)
-    rows = []
-    for node in plan.graph.nodes:
-        if node.kind == "serve":
-            record = endpoint_record(plan, node.name)
-            cached = record is not None and record["fingerprint"] == plan.fingerprints[node.name]
-        else:
-            cached = plan.artifact(node.name) is not None
-        rows.append(
-            {
-                "stage": node.name,
-                "kind": node.kind,
-                "inputs": {role: list(names) for role, names in node.inputs.items()},
-                "output": node.output.value,
-                "fingerprint": plan.fingerprints[node.name],
-                "cached": cached,
-                "available": node.spec.program is not None,
-            }
-        )
+    rows = [
+        {
+            "stage": node.name,
+            "kind": node.kind,
+            "inputs": {role: list(names) for role, names in node.inputs.items()},
+            "output": node.output.value,
+            "fingerprint": plan.fingerprints[node.name],
+            "cached": is_done(plan, node),
+        }
+        for node in plan.graph.nodes
+    ]
     if options.json:
         print(json.dumps({"run": plan.name, "workspace": plan.workspace_uri, "stages": rows}, indent=1))
         return 0
@@ -196,17 +193,18 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _stop(options: argparse.Namespace) -> int:
     from plumbline.artifacts import Workspace
-    from plumbline.graph import build_graph
+    from plumbline.graph import Graph
+    from plumbline.local_endpoint import stop
     from plumbline.plan import Plan
     from plumbline.run_file import load_run
-    from plumbline.runner import stop_endpoint
+    from plumbline.runner import run_folder
 
     run = load_run(options.file, options.set)
-    # Nothing outside is resolved: what serves must be stoppable after its data has gone.
-    plan = Plan(run, build_graph(run.spec), {}, {}, Workspace(options.workspace or run.spec.workspace.uri).uri)
-    for node in plan.graph.nodes:
-        if node.kind == "serve":
-            print(f"{node.name}: {'stopped' if stop_endpoint(plan, node.name) else 'was not serving'}")
+    # Nothing is resolved: what serves must be stoppable after its data has gone, or its stage from the file.
+    plan = Plan(run, Graph(()), {}, {}, Workspace(options.workspace or run.spec.workspace.uri).uri)
+    records = sorted(run_folder(plan).glob("endpoint-*.json"))
+    stopped = [path.stem.removeprefix("endpoint-") for path in records if stop(path)]
+    print("\n".join(f"{stage}: stopped" for stage in stopped) or f"{plan.name}: nothing was serving")
     return 0
 
 

@@ -90,7 +90,8 @@ def model_identity(base: str, revision: str | None = None, where: str = "spec.mo
     """
     prefix = f"{where}: "
     if base == TINY:
-        return "sha256:" + file_digest(tiny_folder() / "model.safetensors")
+        digests = [file_digest(path) for path in sorted(tiny_folder().iterdir()) if path.suffix != ".md"]
+        return "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest()
     if base.startswith("builtin://"):
         raise _not_built_in(base, prefix)
     if base.startswith("hf://"):

@@ -202,7 +202,10 @@ def fingerprints(graph: Graph, spec: RunSpec, identities: Mapping[str, str]) -> 
                 "spec": node.spec.model_dump(
                     mode="json", by_alias=True, exclude_none=True, exclude=set(node.spec.unfingerprinted)
                 ),
-                "inputs": {role: [done[name] for name in names] for role, names in sorted(node.inputs.items())},
+                "inputs": {
+                    role: [[name if node.spec.names_inputs else None, done[name]] for name in names]
+                    for role, names in sorted(node.inputs.items())
+                },
                 "external": {where: identities[uri] for where, uri in sorted(node.spec.external_uris().items())},
             }
         )

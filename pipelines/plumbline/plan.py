@@ -61,10 +61,11 @@ class Plan:
             at = ".".join(str(part) for part in first["loc"])
             raise InvalidInput(f"{path} is no RUN.json of this version: {at + ': ' if at else ''}{first['msg']}") from error
         graph = build_graph(value.run.spec)
-        lacking = [node.name for node in graph.nodes if node.name not in value.fingerprints]
+        planned = Graph(tuple(node for node in graph.nodes if node.name in value.fingerprints))
+        lacking = [parent for node in planned.nodes for parent in node.parents if parent not in value.fingerprints]
         if lacking:
             raise InvalidInput(f"{path} is no RUN.json of this version: no fingerprint for stage '{lacking[0]}'")
-        return cls(value.run, graph, value.fingerprints, value.identities, value.workspace)
+        return cls(value.run, planned, value.fingerprints, value.identities, value.workspace)
 
 
 class _RunJson(BaseModel):
@@ -76,22 +77,30 @@ class _RunJson(BaseModel):
     workspace: str
 
 
-def make_plan(run: AlignmentRun, workspace: str | None = None) -> Plan:
+def make_plan(run: AlignmentRun, workspace: str | None = None, until: str | None = None) -> Plan:
     """Resolve external inputs and fingerprints.
 
     Args:
         run: a validated run.
         workspace: URI instead of `spec.workspace.uri`.
+        until: plan only this stage and what it needs; nothing of the others is looked at but their wiring.
 
     Raises:
+        InvalidInput: there is no stage `until`.
         InvalidRun: the wiring is wrong, or an external input does not exist.
         PlumblineError: an external input cannot be reached.
     """
     graph = build_graph(run.spec)
-    problems = [_unavailable(i, node) for i, node in enumerate(graph.nodes) if node.spec.program is None]
+    names = [node.name for node in graph.nodes]
+    if until is not None:
+        if until not in names:
+            raise InvalidInput(f"--until {until}: no such stage; stages: {', '.join(names)}")
+        graph = Graph(tuple(node for node in graph.nodes if node.name in graph.up_to(until)))
+    problems = [_unavailable(names.index(node.name), node) for node in graph.nodes if node.spec.program is None]
     identities: dict[str, str] = {}
     wanted = {"spec.model.base": run.spec.model.base}
-    for i, node in enumerate(graph.nodes):
+    for node in graph.nodes:
+        i = names.index(node.name)
         wanted |= {f"spec.stages[{i}].{node.kind}.{where}": uri for where, uri in node.spec.external_uris().items()}
     for where, uri in wanted.items():
         try:

@@ -68,7 +68,7 @@ def load_run(path: Path, overrides: list[str] | None = None) -> AlignmentRun:
         raise InvalidInput(f"{path} cannot be read: {error}") from error
     try:
         documents = [d for d in yaml.load_all(text, _StrictLoader) if d is not None]  # a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except InvalidInput as error:
         raise InvalidInput(f"{path}, {error}") from error
@@ -77,17 +77,51 @@ def load_run(path: Path, overrides: list[str] | None = None) -> AlignmentRun:
     if not isinstance(documents[0], dict):
         raise InvalidInput(f"{path} must hold one AlignmentRun, a mapping; it holds a {type(documents[0]).__name__}")
     places = {field: f"line {line}" for field, line in _lines(text).items()}
+    document = _unshared(documents[0])
     for override in overrides or []:
-        places[_override(documents[0], override)] = f"--set {override}"
-    try:
-        run = AlignmentRun.model_validate(documents[0], by_name=False, by_alias=True)
-        build_graph(run.spec)
-    except ValidationError as error:
-        problems = [_problem(details) for details in error.errors(include_url=False)]
-        raise InvalidRun(_with_places(problems, places), str(path)) from None
-    except InvalidRun as error:
-        raise InvalidRun(_with_places(error.problems, places), str(path)) from None
+        places[_override(document, override)] = f"--set {override}"
+    problems: list[Problem] = []
+    for _ in range(2):  # once more without the wrong fields, so that what spans stages is found in the same go
+        try:
+            run = AlignmentRun.model_validate(document, by_name=False, by_alias=True)
+            build_graph(run.spec)
+        except ValidationError as error:
+            if problems:
+                break
+            details = error.errors(include_url=False)
+            problems = [_problem(one) for one in details]
+            if any(one["loc"][:2] != ("spec", "stages") or len(one["loc"]) < 5 for one in details):
+                break  # a stage may have lost its kind or name, and what follows from that would mislead
+            document = _without(document, [one["loc"] for one in details])
+        except InvalidRun as error:
+            blind = [known.path for known in problems]  # what a removed field leads to is no news
+            problems += [one for one in error.problems if not any(path.startswith(one.path) for path in blind)]
+            break
+        else:
+            break
+    if problems:
+        raise InvalidRun(_with_places(problems, places), str(path))
     return run
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what YAML anchors share is there several times, so that `--set` changes one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _without(document: dict[str, Any], locations: list[tuple[int | str, ...]]) -> dict[str, Any]:
+    """The document less the mapping entries at these places."""
+    lessened: dict[str, Any] = _unshared(document)
+    for location in locations:
+        current: Any = lessened
+        for part in location[:-1]:
+            inside = isinstance(current, list) and isinstance(part, int) and part < len(current)
+            current = current[part] if inside else current.get(part) if isinstance(current, dict) else None
+        if isinstance(current, dict):
+            current.pop(location[-1], None)
+    return lessened
 
 
 def _override(document: dict[str, Any], override: str) -> str:
@@ -97,7 +131,7 @@ def _override(document: dict[str, Any], override: str) -> str:
         raise InvalidInput(f"--set {override}: write it as path=value, such as stages.sft.sft.maxSteps=10")
     try:
         value = yaml.load(text, _StrictLoader)
-    except (yaml.YAMLError, InvalidInput) as error:
+    except (yaml.YAMLError, InvalidInput, ValueError, RecursionError) as error:
         raise InvalidInput(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
     parts = [part for part in re.split(r"[.\[\]]+", where) if part]
     if parts[0] not in ("spec", "metadata"):
@@ -121,7 +155,7 @@ def _override(document: dict[str, Any], override: str) -> str:
 
 
 def _index(items: list[Any], part: str, override: str, shown: str) -> int:
-    if part.isdigit() and int(part) < len(items):
+    if part.isdecimal() and int(part) < len(items):
         return int(part)
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
     if part in names:

@@ -6,28 +6,26 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from plumbline.artifacts import Artifact, cache_folder
 from plumbline.display import Display
 from plumbline.errors import EXIT_INVALID, GateNotPassed, InvalidInput, PlumblineError
 from plumbline.graph import Node
+from plumbline.local_endpoint import PROGRAM, read_record, record_path, serves, stop
 from plumbline.plan import Plan
 from plumbline.progress import Event, FileTail
 
 POLL = 0.1  # seconds between two looks at a running stage
 GRACE = 10.0  # seconds that a stage has to end after it was asked to
-READY_TIMEOUT = 180.0  # seconds that an endpoint has to answer
 
 
 class Runner:
@@ -43,46 +41,55 @@ class Runner:
         self.plan, self.display, self.ray_address = plan, display, ray_address
         self.folder = run_folder(plan)
         self._embedded = False
+        self._deadline = float("inf")
 
-    def run(self, until: str | None = None, serve: bool = True) -> None:
+    def run(self, serve: bool = True) -> None:
         """Do what is not done yet.
 
         Args:
-            until: only this stage and what it needs.
             serve: whether `serve` stages are done.
 
         Raises:
-            GateNotPassed: a `serve` stage was held back.
+            GateNotPassed: the gate of a stage did not pass; what it guards is not served, all else is done.
+            InvalidInput: the run is suspended, or a stage found its input wrong.
             PlumblineError: a stage failed; its message says why and names the log.
             KeyboardInterrupt: everything that was started has ended; the next run continues.
         """
-        wanted = self.plan.graph.up_to(until) if until else {node.name for node in self.plan.graph.nodes}
-        nodes = [node for node in self.plan.graph.nodes if node.name in wanted and (serve or node.kind != "serve")]
+        spec = self.plan.run.spec
+        if spec.suspend:
+            raise InvalidInput("spec.suspend: true means that nothing runs; set it to false, or --set suspend=false")
+        nodes = [node for node in self.plan.graph.nodes if serve or node.kind != "serve"]
         self.plan.workspace.check_writable()
+        if self.ray_address is None:
+            os.environ.pop("RAY_ADDRESS", None)  # only the option decides
+        elif not all(is_done(self.plan, node) for node in nodes):
+            from plumbline.ray_environment import check_address
+
+            check_address(self.ray_address)
+            os.environ["RAY_ADDRESS"] = self.ray_address
+        if spec.active_deadline_seconds is not None:
+            self._deadline = time.monotonic() + spec.active_deadline_seconds
         with self._lock():
             run_json = self.folder / "run.json"
             run_json.write_text(json.dumps(self.plan.to_json(), indent=1))
-            if self.ray_address is not None and any(
-                node.kind != "serve" and self.plan.artifact(node.name) is None for node in nodes
-            ):
-                from plumbline.ray_environment import check_address
-
-                check_address(self.ray_address)
             try:
                 for node in nodes:
                     if node.kind == "serve":
                         self._serve(node, run_json)
-                    elif self.plan.artifact(node.name) is not None:
+                    elif is_done(self.plan, node):
                         self.display.cached(node.name)
                     else:
                         self._stage(node, run_json)
             finally:
                 self._stop_ray()
+        for node in nodes:
+            _require_pass(self.plan, node)
 
     def _stage(self, node: Node, run_json: Path) -> None:
         """One stage, again if something kills it, at most `backoffLimit` times."""
         self._start_ray()
         limit = self.plan.run.spec.backoff_limit
+        self._log(node.name).unlink(missing_ok=True)
         for attempt in range(limit + 1):
             self.display.started(node.name)
             began = time.monotonic()
@@ -91,13 +98,12 @@ class Runner:
                 self.display.finished(node.name, time.monotonic() - began, _key_metrics(self.plan, node.name))
                 return
             if code < 0 and attempt < limit:
-                name = signal.Signals(-code).name
-                self.display.event(Event(node.name, f"killed by {name} (out of memory?); attempt {attempt + 2} continues"))
+                self.display.event(Event(node.name, f"{_end_words(code)}; attempt {attempt + 2} continues"))
+                self._start_ray()
                 continue
-            words = _last_error(log) or f"ended with exit code {code}"
+            words = (_last_error(log) if code > 0 else None) or _end_words(code)
             self.display.failed(node.name, words)
-            error = InvalidInput if code == EXIT_INVALID else PlumblineError
-            raise error(f"stage '{node.name}': {words}\n(full log: {log})")
+            raise _failure(node, code, words, log)
 
     def _attempt(self, node: Node, run_json: Path) -> tuple[int, Path]:
         progress = self.folder / "progress" / f"{node.name}.jsonl"
@@ -112,52 +118,60 @@ class Runner:
                     self.display.event(event)
                 if code is not None:
                     return code, log
+                if time.monotonic() > self._deadline:
+                    limit = self.plan.run.spec.active_deadline_seconds
+                    raise PlumblineError(
+                        f"spec.activeDeadlineSeconds: {limit} s are over in stage '{node.name}'; a new run continues"
+                    )
                 time.sleep(POLL)
         finally:
             _end(process)
 
     def _spawn(self, command: list[str], name: str) -> tuple[subprocess.Popen[bytes], Path]:
         """Start a program in a session of its own (Ctrl-C is ours to pass on), its output in a log file."""
-        log = self.folder / "logs" / f"{name}.log"
+        log = self._log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as stream:
+        with log.open("ab") as stream:  # the attempts of a run follow each other
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | {"PLUMBLINE_DIE_WITH_PARENT": "1"},
+                env=os.environ | {"PLUMBLINE_DIE_WITH_PARENT": str(os.getpid())},
             )
         return process, log
 
+    def _log(self, stage: str) -> Path:
+        return self.folder / "logs" / f"{stage}.log"
+
     def _serve(self, node: Node, run_json: Path) -> None:
-        """Start the endpoint behind its gate; one that serves this very fingerprint is left alone."""
-        verdict = gate_verdict(self.plan, node)
-        if verdict is not None and verdict["verdict"] != "pass":
-            self.display.failed(node.name, f"not served: gate {verdict['verdict']}")
-            raise GateNotPassed(
-                f"stage '{node.name}' is not served, the gate of '{verdict['stage']}' says {verdict['verdict']}: {verdict['reason']}"
-            )
-        record = endpoint_record(self.plan, node.name)
-        if record is not None and record["fingerprint"] == self.plan.fingerprints[node.name]:
+        """Start the endpoint behind its gate; one that serves this already is left alone."""
+        if not getattr(node.spec, "ungated", False):
+            try:
+                _require_pass(self.plan, self.plan.graph[node.inputs["report"][0]])
+            except GateNotPassed:
+                self.display.failed(node.name, "not served: the gate did not pass")
+                return
+        path = record_path(self.folder, node.name)
+        record = read_record(path)
+        if record is not None and is_done(self.plan, node):
             self.display.cached(node.name, f"serving at {record['url']}")
             return
-        self._stop_ray()  # the endpoint outlives us, so it has a Ray of its own, unless there is a cluster
-        if self.ray_address:
-            os.environ["RAY_ADDRESS"] = self.ray_address
-        if record is not None:
-            stop_endpoint(self.plan, node.name)
+        self._stop_ray()  # an endpoint outlives us, so it has a Ray of its own, unless there is a cluster
+        stop(path)
+        path.unlink(missing_ok=True)
+        self._log(node.name).unlink(missing_ok=True)
         self.display.started(node.name)
         began = time.monotonic()
-        command = [sys.executable, "-m", "plumbline.serving.endpoint", str(run_json), node.name]
-        process, log = self._spawn(command, node.name)
+        process, log = self._spawn([sys.executable, "-m", PROGRAM, str(run_json), node.name], node.name)
         try:
-            while (record := endpoint_record(self.plan, node.name)) is None:
-                if process.poll() is not None or time.monotonic() - began > READY_TIMEOUT:
-                    words = _last_error(log) or f"the endpoint did not answer within {READY_TIMEOUT:.0f} s"
+            while (record := read_record(path)) is None:
+                code = process.poll()
+                if code is not None:
+                    words = (_last_error(log) if code > 0 else None) or _end_words(code)
                     self.display.failed(node.name, words)
-                    raise PlumblineError(f"stage '{node.name}': {words}\n(full log: {log})")
+                    raise _failure(node, code, words, log)
                 time.sleep(POLL)
         except BaseException:
             _end(process)
@@ -166,9 +180,12 @@ class Runner:
         self.display.event(Event(node.name, f"serving at {record['url']}"))
 
     def _start_ray(self) -> None:
-        if self.ray_address:
-            os.environ["RAY_ADDRESS"] = self.ray_address
-        elif not self._embedded:
+        if self._embedded:
+            import ray
+
+            if not ray.is_initialized():
+                self._embedded = False
+        if self.ray_address is None and not self._embedded:
             from plumbline.ray_environment import start_local
 
             start_local(max(3, os.cpu_count() or 1, _most_workers(self.plan) + 1))
@@ -196,6 +213,14 @@ class Runner:
             yield
 
 
+def is_done(plan: Plan, node: Node) -> bool:
+    """Whether the stage's artifact is whole; of a `serve` stage, whether its endpoint serves and answers."""
+    if node.kind != "serve":
+        return plan.artifact(node.name) is not None
+    record = read_record(record_path(run_folder(plan), node.name))
+    return record is not None and serves(record, plan, node.name)
+
+
 def run_folder(plan: Plan) -> Path:
     """Where this driver keeps RUN.json, logs and progress: in a local workspace, or in the user's cache."""
     workspace = plan.workspace
@@ -211,48 +236,26 @@ def report_copy(plan: Plan, report: Artifact) -> Path:
     return copy
 
 
-def gate_verdict(plan: Plan, node: Node) -> dict[str, str] | None:
-    """The verdict that guards a `serve` stage, None for an ungated one."""
-    if getattr(node.spec, "ungated", False):
-        return None
-    stage = node.inputs["report"][0]
-    report = plan.artifact(stage)
-    if report is None:
-        raise PlumblineError(f"stage '{node.name}' waits for the report of '{stage}'")
-    return {"stage": stage, "verdict": str(report.details["verdict"]), "reason": str(report.details["verdictReason"])}
+def _require_pass(plan: Plan, node: Node) -> None:
+    """Raise GateNotPassed when the stage is an evaluation whose gate said anything but pass."""
+    report = plan.artifact(node.name) if node.kind == "evaluate" else None
+    verdict = report.details["verdict"] if report else None
+    if verdict not in (None, "pass"):
+        assert report is not None
+        raise GateNotPassed(f"the gate of '{node.name}' says {verdict}: {report.details['verdictReason']}")
 
 
-def endpoint_path(plan: Plan, stage: str) -> Path:
-    """The record that a local endpoint writes once it answers."""
-    return run_folder(plan) / f"endpoint-{stage}.json"
+def _failure(node: Node, code: int, words: str, log: Path) -> PlumblineError:
+    error = InvalidInput if code == EXIT_INVALID else PlumblineError
+    return error(f"stage '{node.name}': {words}\n(full log: {log})")
 
 
-def endpoint_record(plan: Plan, stage: str) -> dict[str, Any] | None:
-    """The endpoint that runs now: url, pid, fingerprint, model. None if there is none that answers."""
-    try:
-        record: dict[str, Any] = json.loads(endpoint_path(plan, stage).read_text())
-        with urllib.request.urlopen(record["url"].removesuffix("/v1") + "/healthz", timeout=5) as answer:
-            models = {model["name"]: model.get("fingerprint") for model in json.load(answer)["models"]}
-    except (OSError, ValueError, KeyError, urllib.error.URLError):
-        return None
-    # Another program may have taken the port since: it must serve our model.
-    return record if models.get(record["model"], "") == record["modelFingerprint"] else None
-
-
-def stop_endpoint(plan: Plan, stage: str, sleep: Callable[[float], None] = time.sleep) -> bool:
-    """End the local endpoint of a stage, if it runs; returns whether it did."""
-    record = endpoint_record(plan, stage)
-    if record is None:
-        return False
-    os.kill(record["pid"], signal.SIGTERM)
-    for _ in range(int(2 * GRACE / POLL)):
-        if not Path(f"/proc/{record['pid']}").exists():
-            break
-        sleep(POLL)
-    else:
-        os.kill(record["pid"], signal.SIGKILL)
-    endpoint_path(plan, stage).unlink(missing_ok=True)
-    return True
+def _end_words(code: int) -> str:
+    """How a process ended, for people."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-code).name}{hint}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -278,7 +281,6 @@ def _key_metrics(plan: Plan, stage: str) -> dict[str, float]:
 
 
 def _last_error(log: Path) -> str | None:
-    """What the stage program said last after `error:`."""
-    text = log.read_text(errors="replace")
-    _, found, words = text.rpartition("\nerror: ") if "\nerror: " in text else text.rpartition("error: ")
-    return words.strip() if found else None
+    """What the stage program said last after `error:` at the beginning of a line."""
+    found = re.split(r"^error: ", log.read_text(errors="replace"), flags=re.MULTILINE)
+    return found[-1].strip() if len(found) > 1 else None

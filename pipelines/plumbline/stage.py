@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plumbline.api.base import BASE
-from plumbline.artifacts import Artifact, ArtifactWriter, Workspace
+from plumbline.artifacts import Artifact, ArtifactWriter
 from plumbline.errors import EXIT_RETRYABLE, InvalidInput, PlumblineError, causes, disk_full, plain_cause
 from plumbline.graph import Node
 from plumbline.plan import Plan
@@ -63,20 +63,24 @@ def run_stage(plan: Plan, name: str, report: Reporter, attempt: int | None = Non
     if done is not None:
         return done
     workspace.check_writable()
-    holder = uuid.uuid4().hex
-    workspace.acquire(fingerprint, holder, attempt)
-    inputs = {
-        role: [_input(plan, name, parent) for parent in names if parent != BASE] for role, names in node.inputs.items()
-    }
     checkpoints = f"{workspace.uri}/checkpoints/{fingerprint}"
-    program = importlib.import_module(str(node.spec.program))
-    with workspace.create(
-        kind=node.kind, fingerprint=fingerprint, stage=name, type=node.output, inputs=inputs, holder=holder
-    ) as writer:
-        program.run(StageContext(plan, node, inputs, writer, checkpoints, report), node.spec)
-    _remove(workspace, fingerprint)
-    artifact = plan.artifact(name)
-    assert artifact is not None
+    with workspace.exclusive(fingerprint, lambda: report.say("waiting for another run that makes this artifact")):
+        artifact = plan.artifact(name)
+        if artifact is None:
+            holder = uuid.uuid4().hex
+            workspace.acquire(fingerprint, holder, attempt)
+            inputs = {
+                role: [_input(plan, name, parent) for parent in names if parent != BASE]
+                for role, names in node.inputs.items()
+            }
+            program = importlib.import_module(str(node.spec.program))
+            with workspace.create(
+                kind=node.kind, fingerprint=fingerprint, stage=name, type=node.output, inputs=inputs, holder=holder
+            ) as writer:
+                program.run(StageContext(plan, node, inputs, writer, checkpoints, report), node.spec)
+            artifact = plan.artifact(name)
+            assert artifact is not None
+        workspace.remove("checkpoints", fingerprint)
     return artifact
 
 
@@ -90,17 +94,24 @@ def _input(plan: Plan, stage: str, parent: str) -> Artifact:
     return artifact
 
 
-def _remove(workspace: Workspace, fingerprint: str) -> None:
-    folder = workspace.path("checkpoints", fingerprint)
-    if workspace.filesystem.exists(folder):
-        workspace.filesystem.rm(folder, recursive=True)
+def die_with_parent(parent: int | None) -> None:
+    """Let the kernel end this process when the driver that started it is gone, however it went (Linux).
 
-
-def die_with_parent(wanted: bool = True) -> None:
-    """Let the kernel end this process when the driver that started it is gone, however it went (Linux); or no longer."""
+    Args:
+        parent: the driver's process id; if it is gone already, this process ends at once. None: live on without it.
+    """
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL if wanted else 0)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL if parent is not None else 0)
+        if parent is not None and os.getppid() != parent:
+            sys.exit("error: the driver that started this is gone")
+
+
+def follow_driver() -> None:
+    """`die_with_parent`, if a driver started this process."""
+    parent = os.environ.pop("PLUMBLINE_DIE_WITH_PARENT", None)
+    if parent is not None:
+        die_with_parent(int(parent))
 
 
 def sentence(error: BaseException) -> tuple[str, int]:
@@ -124,8 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--attempt", type=int, help="attempt number; a higher one fences lower ones")
     parser.add_argument("--progress", type=Path, help="append progress events to this JSON-lines file")
     options = parser.parse_args(arguments)
-    if os.environ.get("PLUMBLINE_DIE_WITH_PARENT"):
-        die_with_parent()
+    follow_driver()
     try:
         sink = file_sink(options.progress) if options.progress else lambda event: print(event, flush=True)
         plan = Plan.load(options.run)

@@ -89,7 +89,7 @@ def served(ray_session: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         ServedModel("org/tuned", tuned, 64),
         ServedModel("endless", endless, ENDLESS),
     ]
-    with deployment(models, port=None, replicas=1, max_ongoing_requests=SLOTS) as url:
+    with deployment(models, application="test", port=None, replicas=1, max_ongoing_requests=SLOTS) as url:
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120)
         yield Served(client, url, tuned)
     with pytest.raises(openai.APIConnectionError):

@@ -183,7 +183,7 @@ def test_plan_as_json(file: Path, tmp_path: Path, command: Command) -> None:
 
 def test_planning_writes_nothing(file: Path, tmp_path: Path, command: Command) -> None:
     assert command("plan", file)[0] == 0
-    assert command("stop", file) == (0, "live: was not serving\n", "")
+    assert command("stop", file) == (0, "small: nothing was serving\n", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml"]
 
 
@@ -316,7 +316,7 @@ def test_a_read_only_workspace(file: Path, tmp_path: Path, command: Command) -> 
 
 def test_what_serves_can_be_stopped_after_its_inputs_are_gone(file: Path, tmp_path: Path, command: Command) -> None:
     code, out, _ = command("stop", file, "--set", f"model.base={tmp_path / 'gone'}")
-    assert (code, out) == (0, "live: was not serving\n")
+    assert (code, out) == (0, "small: nothing was serving\n")
 
 
 def test_an_edited_run_file_is_planned_anew(file: Path, tmp_path: Path, command: Command) -> None:

@@ -201,7 +201,7 @@ def test_fingerprints_are_stable_and_differ_by_stage() -> None:
 @pytest.mark.parametrize(
     ("stages", "fields"),
     [
-        ([{**DATA, "name": "other"}, {"name": "tuned", "sft": {}}, CHECK], {}),
+        ([{**DATA, "name": "other"}, SFT, CHECK], {}),
         ([DATA, {**SFT, "cluster": {"workers": [{"gpus": 8}]}}, CHECK], {}),
         ([DATA, {**SFT, "inputs": {"dataset": "data", "model": "base"}}, CHECK], {}),
         ([DATA, {"name": "sft", "sft": {"parallelism": {"workers": 4}, "checkpoint": {"everySteps": 1}}}, CHECK], {}),
@@ -213,6 +213,10 @@ def test_fingerprints_are_stable_and_differ_by_stage() -> None:
 )
 def test_what_does_not_change_the_result_does_not_change_fingerprints(stages: Stages, fields: dict[str, Any]) -> None:
     assert changed(prints(stages, **fields)) == [False, False, False]
+
+
+def test_an_evaluation_depends_on_the_names_that_its_gates_and_report_speak_of() -> None:
+    assert changed(prints([DATA, {"name": "tuned", "sft": {}}, CHECK])) == [False, False, True]
 
 
 def test_a_change_reaches_the_stage_and_its_dependents_only() -> None:

@@ -59,7 +59,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
 
 
 def _no_fingerprint(value: dict[str, Any]) -> None:
-    del value["fingerprints"]["sft"]
+    del value["fingerprints"]["data"]
 
 
 def _wrong_run(value: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def _unknown_field(value: dict[str, Any]) -> None:
         (b"null", "is no RUN.json of this version: Input should be an object"),
         (without("run"), "is no RUN.json of this version: run: Field required"),
         (without("workspace"), "is no RUN.json of this version: workspace: Field required"),
-        (_no_fingerprint, "is no RUN.json of this version: no fingerprint for stage 'sft'"),
+        (_no_fingerprint, "is no RUN.json of this version: no fingerprint for stage 'data'"),
         (_wrong_run, "is no RUN.json of this version: run.spec.stages.1.sft.epochs: Input should be"),
         (_unknown_field, "is no RUN.json of this version: run.spec.stages.1.sft.epoch: Extra inputs"),
         (_wrong_wiring, "'data' names stage 0 too"),

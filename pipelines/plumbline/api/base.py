@@ -97,6 +97,8 @@ class StageSpec(SpecModel):
     """Module whose `run(context, spec)` does the work. None: this version has no program for the kind."""
     code_version: ClassVar[str] = "1"
     """Part of the fingerprint: raise it when the same spec and inputs would give another artifact."""
+    names_inputs: ClassVar[bool] = False
+    """The block or the artifact speaks of inputs by their stage names, which then enter the fingerprint."""
     unfingerprinted: ClassVar[frozenset[str]] = frozenset()
     """Top-level fields (Python names) that change how the work is done, not what comes out."""
 

@@ -134,9 +134,10 @@ class RunSpec(SpecModel):
     priority_class_name: str | None = Field(default=None, max_length=253)
     """Priority class of all Pods."""
     suspend: bool = False
-    """True stops the current stages at their last checkpoint; false goes on from there."""
+    """True stops the current stages at their last checkpoint; false goes on from there. A local run refuses to start."""
     backoff_limit: NonNegativeInt = 3
-    """How often a failed stage is tried again (Kubernetes Jobs: 6; a GPU attempt costs more)."""
+    """How often a failed stage is tried again (Kubernetes Jobs: 6; a GPU attempt costs more). A local run tries again only
+    what was killed."""
     active_deadline_seconds: PositiveInt | None = None
     """The run fails when it is not complete after this many seconds."""
     ttl_seconds_after_finished: NonNegativeInt | None = None

@@ -15,54 +15,63 @@ import traceback
 import urllib.request
 from pathlib import Path
 
+from plumbline.api.base import BASE
 from plumbline.builtin import skills
 from plumbline.errors import PlumblineError
 from plumbline.external import TINY
-from plumbline.models.reference import ModelReference
+from plumbline.local_endpoint import open_local, record_path
 from plumbline.plan import Plan
-from plumbline.ray_environment import connect, start_local
-from plumbline.runner import endpoint_path
-from plumbline.serving import local
-from plumbline.serving.application import ServedModel
-from plumbline.stage import die_with_parent, sentence
+from plumbline.stage import die_with_parent, follow_driver, sentence
 
 
-def serve(plan: Plan, stage: str) -> None:
-    """Serve the stage's model, prove it with one request, write the record, and wait for SIGTERM or SIGINT."""
+def serve(plan: Plan, stage: str, folder: Path) -> None:
+    """Serve the stage's model, prove it with one request, write the record to `folder`, and wait for SIGTERM or SIGINT."""
+    # Imported here: this takes seconds, and the driver must be followed from the first moment on.
+    from plumbline.api.stages.serve import ServeSpec
+    from plumbline.models.reference import ModelReference
+    from plumbline.ray_environment import connect, start_local
+    from plumbline.serving.chat import ServedModel
+    from plumbline.serving.local import deployment
+
     node = plan.graph[stage]
-    spec = plan.run.spec.stages[[n.name for n in plan.graph.nodes].index(stage)].serve
-    assert spec is not None
-    parent = node.inputs["model"][0]
-    artifact = plan.artifact(parent) if parent != "base" else None
+    spec = node.spec
+    assert isinstance(spec, ServeSpec)
+    artifact = next((plan.artifact(parent) for parent in node.inputs["model"] if parent != BASE), None)
     name = spec.model_name or plan.name
     if os.environ.get("RAY_ADDRESS"):
         connect()
     else:
         start_local(spec.replicas + 2)
     model = ServedModel(name, ModelReference.of(plan, artifact), spec.max_tokens)
-    url = local.start([model], port=spec.port, replicas=spec.replicas, max_ongoing_requests=spec.max_ongoing_requests)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    record = {
-        "url": url,
-        "pid": os.getpid(),
-        "model": name,
-        "fingerprint": plan.fingerprints[stage],
-        "modelFingerprint": artifact.fingerprint if artifact else None,
-        "sample": _ask(url, name, plan.run.spec.model.base),
-    }
-    path = endpoint_path(plan, stage)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(record))
-    partial.replace(path)
-    die_with_parent(False)  # from here on it is a service of its own
-    print(f"serving {name} at {url}", flush=True)
-    try:
-        stop.wait()
-    finally:
-        _forget(path)
-        local.stop()
+    with deployment(
+        [model],
+        application=f"endpoint-{plan.name}-{stage}",
+        port=spec.port,
+        replicas=spec.replicas,
+        max_ongoing_requests=spec.max_ongoing_requests,
+    ) as url:
+        record = {
+            "url": url,
+            "pid": os.getpid(),
+            "model": name,
+            "fingerprint": plan.fingerprints[stage],
+            "modelFingerprint": artifact.fingerprint if artifact else None,
+            "serve": spec.model_dump(mode="json", by_alias=True),
+            "sample": _ask(url, name, plan.run.spec.model.base),
+        }
+        die_with_parent(None)  # from here on it is a service of its own
+        path = record_path(folder, stage)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(record))
+        partial.replace(path)
+        print(f"serving {name} at {url}", flush=True)
+        try:
+            stop.wait()
+        finally:
+            _forget(path)
 
 
 def _ask(url: str, model: str, base: str) -> dict[str, str]:
@@ -72,7 +81,7 @@ def _ask(url: str, model: str, base: str) -> dict[str, str]:
     request = urllib.request.Request(
         f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with open_local(request, timeout=600) as answer:
         return {"prompt": prompt, "answer": json.load(answer)["choices"][0]["message"]["content"]}
 
 
@@ -89,10 +98,9 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="RUN.json, written by a driver")
     parser.add_argument("stage", help="name of the serve stage")
     options = parser.parse_args()
-    if os.environ.get("PLUMBLINE_DIE_WITH_PARENT"):
-        die_with_parent()
+    follow_driver()
     try:
-        serve(Plan.load(options.run), options.stage)
+        serve(Plan.load(options.run), options.stage, options.run.parent)
     except Exception as error:
         words, code = sentence(error)
         if not isinstance(error, PlumblineError):

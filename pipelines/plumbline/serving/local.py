@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import re
 import socket
+import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
 
 import ray
 from ray import serve
@@ -18,10 +20,10 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.local_endpoint import open_local
 from plumbline.serving.application import ServingArguments, build
 from plumbline.serving.chat import ServedModel
 
-APPLICATION = "plumbline"
 HOST = "127.0.0.1"
 FIRST_PORT = 8000
 PORTS_TO_TRY = 100
@@ -31,89 +33,110 @@ START_SECONDS = 1800  # a large model on a new node: pull, load, first token
 
 @contextmanager
 def deployment(
-    models: Sequence[ServedModel], *, port: int | None, replicas: int, max_ongoing_requests: int
+    models: Sequence[ServedModel], *, application: str, port: int | None, replicas: int, max_ongoing_requests: int
 ) -> Iterator[str]:
     """Serve the models while the block runs; gives the base URL, `http://127.0.0.1:PORT/v1`.
+
+    A Ray cluster has one Serve with one port. Where another application is served already, this one is put beside it,
+    below a path of its own, and `port` must be left out or be that port.
+
+    Args:
+        models: what to serve.
+        application: name of the Serve application; one of the same name that a killed attempt left is replaced.
+        port: None takes 8000 or the next free one.
+        replicas: copies of each model.
+        max_ongoing_requests: requests that one replica works on at the same time.
 
     Raises:
         InvalidInput: the port is taken, or a model cannot be loaded.
         PlumblineError: the models did not come up.
     """
-    try:
-        yield start(models, port=port, replicas=replicas, max_ongoing_requests=max_ongoing_requests)
-    finally:
-        stop()
-
-
-def start(models: Sequence[ServedModel], *, port: int | None, replicas: int, max_ongoing_requests: int) -> str:
-    """Serve the models until `stop`; returns once every model has answered. See `deployment`."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    _take_over()
-    chosen = _free_port() if port is None else _checked_port(port)
-    gpus = ray.cluster_resources().get("GPU", 0)
-    arguments = ServingArguments(
-        models=list(models),
-        replicas=replicas,
-        max_ongoing_requests=max_ongoing_requests,
-        num_cpus=REPLICA_CPUS,
-        num_gpus=1 if gpus >= replicas else 0,
-    )
-    quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
-    options = HTTPOptions(host=HOST, port=chosen)
-    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=quiet)
-    target = serve.RunTarget(build(arguments), name=APPLICATION, route_prefix="/", logging_config=quiet)
-    serve.run_many([target], wait_for_applications_running=False)
-    _wait(f"http://{HOST}:{chosen}/healthz")
-    return f"http://{HOST}:{chosen}/v1"
-
-
-def stop() -> None:
-    """Stop serving; nothing happens when nothing is served."""
-    serve.shutdown()
-
-
-def _take_over() -> None:
-    """Remove what an attempt that was killed left behind; leave the applications of others alone."""
+    others = _clear(application)
+    path = f"/{application}" if others else "/"
+    lock: IO[str] | None = None
     try:
-        applications = serve.status().applications
-    except RayServeException:
-        return  # Serve is not running
-    others = [name for name in applications if name != APPLICATION]
-    if others:
-        raise PlumblineError(
-            f"this Ray already serves '{others[0]}'; use a Ray cluster of its own for Plumbline, or delete it"
+        if others:
+            chosen = _shared_port(port)
+        else:
+            chosen, lock = _claim_port(port)
+        gpus = ray.cluster_resources().get("GPU", 0)
+        arguments = ServingArguments(
+            models=list(models),
+            replicas=replicas,
+            max_ongoing_requests=max_ongoing_requests,
+            num_cpus=REPLICA_CPUS,
+            num_gpus=1 if gpus >= replicas else 0,
         )
-    serve.shutdown()
+        quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+        options = HTTPOptions(host=HOST, port=chosen)
+        serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=quiet)
+        target = serve.RunTarget(build(arguments), name=application, route_prefix=path, logging_config=quiet)
+        serve.run_many([target], wait_for_applications_running=False)
+        url = f"http://{HOST}:{chosen}{path.rstrip('/')}"
+        _wait(application, f"{url}/healthz")
+        yield f"{url}/v1"
+    finally:
+        _clear(application)
+        if lock is not None:
+            lock.close()
 
 
-def _checked_port(port: int) -> int:
-    if not _is_free(port):
-        raise InvalidInput(f"port {port} on {HOST} is taken; set `port` to a free one, or leave it out to have one found")
+def _clear(application: str) -> list[str]:
+    """Remove the application, and Serve itself if nothing else is served; returns what else is."""
+    try:
+        running = serve.status().applications
+    except RayServeException:
+        return []  # Serve is not running
+    others = [name for name in running if name != application]
+    if not others:
+        serve.shutdown()
+    elif application in running:
+        serve.delete(application)
+    return others
+
+
+def _shared_port(wanted: int | None) -> int:
+    """The port of the Serve that runs already."""
+    port = int(serve.context._get_global_client().http_config.port)
+    if wanted not in (None, port):
+        raise InvalidInput(f"`port` {wanted}: this Ray serves on port {port} already; leave `port` out to share it")
     return port
 
 
-def _free_port() -> int:
-    for port in range(FIRST_PORT, FIRST_PORT + PORTS_TO_TRY):
-        if _is_free(port):
-            return port
+def _claim_port(wanted: int | None) -> tuple[int, IO[str]]:
+    """A free port, and the lock that keeps it ours.
+
+    Serve binds with SO_REUSEPORT: two that choose one port at the same time would both get it, and each other's requests.
+
+    Raises:
+        InvalidInput: the wanted port is taken.
+        PlumblineError: none is free.
+    """
+    for port in [wanted] if wanted is not None else range(FIRST_PORT, FIRST_PORT + PORTS_TO_TRY):
+        try:
+            lock = (Path(tempfile.gettempdir()) / f"plumbline-port-{port}.lock").open("w")
+        except OSError:
+            continue  # another user's
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((HOST, port))
+        except OSError:
+            lock.close()
+            continue
+        return port, lock
+    if wanted is not None:
+        raise InvalidInput(f"port {wanted} on {HOST} is taken; set `port` to a free one, or leave it out to have one found")
     raise PlumblineError(f"no port from {FIRST_PORT} to {FIRST_PORT + PORTS_TO_TRY - 1} is free on {HOST}; set `port`")
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def _wait(url: str) -> None:
+def _wait(name: str, url: str) -> None:
     """Return when the application answers; raise when it failed or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while True:
-        application = serve.status().applications[APPLICATION]
+        application = serve.status().applications[name]
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             details = "\n".join([application.message, *(d.message for d in application.deployments.values())])
             raise _start_failure(details)
@@ -128,9 +151,9 @@ def _wait(url: str) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with open_local(url, timeout=5) as response:
             return bool(response.status == 200)
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
+    except OSError:  # refused, or 503 while it comes up
         return False
 
 

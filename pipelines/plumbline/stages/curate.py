@@ -62,7 +62,8 @@ def run(context: StageContext, spec: CurateSpec) -> None:
 
 
 def _field_path(context: StageContext) -> str:
-    return f"spec.stages[{context.plan.graph.nodes.index(context.node)}].curate"
+    names = [stage.name for stage in context.plan.run.spec.stages]
+    return f"spec.stages[{names.index(context.node.name)}].curate"
 
 
 def _nothing_left(where: str, card: dict[str, Any]) -> str:

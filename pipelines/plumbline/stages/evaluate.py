@@ -111,6 +111,7 @@ def _ask(context: StageContext, spec: EvaluateSpec, models: dict[str, Evaluated]
         context.report.say(f"deploying {', '.join(names)}")
         with deployment(
             [ServedModel(model.name, model.reference, longest) for model in served.values()],
+            application=f"evaluate-{context.plan.name}-{context.node.name}",
             port=None,
             replicas=1,
             max_ongoing_requests=spec.concurrency,

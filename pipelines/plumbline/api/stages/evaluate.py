@@ -72,6 +72,7 @@ class EvaluateSpec(StageSpec):
     }
     output: ClassVar = ArtifactType.REPORT
     program: ClassVar = "plumbline.stages.evaluate"
+    names_inputs: ClassVar = True
     unfingerprinted: ClassVar = frozenset({"concurrency"})
 
     tasks: list[TaskSpec] = Field(min_length=1, max_length=64, json_schema_extra=list_map("name"))

@@ -60,7 +60,7 @@ class RlhfSpec(TrainingSpec):
 
     inputs: ClassVar = {"model": MODEL_INPUT, "dataset": Input(type=ArtifactType.DATASET)}
     program: ClassVar = "plumbline.stages.rlhf"
-    unfingerprinted: ClassVar = frozenset({"parallelism", "checkpoint", "rollout"})
+    unfingerprinted: ClassVar = TrainingSpec.unfingerprinted | {"rollout"}
 
     algorithm: Literal["grpo"] = "grpo"
     """Advantage estimator and loss. `grpo`: rewards standardised within the group of answers to one prompt."""

@@ -76,7 +76,7 @@ class TrainingSpec(StageSpec):
     """What supervised, preference and reinforcement tuning have in common."""
 
     output: ClassVar = ArtifactType.MODEL
-    unfingerprinted: ClassVar = frozenset({"parallelism", "checkpoint"})
+    unfingerprinted: ClassVar = frozenset({"parallelism", "checkpoint", "micro_batch_tokens"})
 
     adapter: AdapterSpec | None = None
     """The adapter to train. Unset: continue the input model's adapter, or, where it has none, a LoRA with the defaults."""
