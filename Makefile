@@ -9,7 +9,7 @@ WORKSPACE ?=
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade "pip==26.3"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,operator]"
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable ".[dev,operator]"
 	touch $@
 
 quickstart: .venv/installed
@@ -36,4 +36,4 @@ generate: .venv/installed
 	$(BIN)/plumbline crd --docs > docs/reference.md
 
 clean:
-	rm -rf .venv .plumbline .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -103,19 +103,19 @@ def test_interrupted_by_the_user_it_says_so_and_continues(runs: Runs) -> None:
 
 def test_gate_holds_serving_back_and_an_endpoint_serves(runs: Runs) -> None:
     text = RUN.replace("limit: 60", "limit: 24").replace("maxSteps: 12", "maxSteps: 2").replace("steps: 6", "steps: 2")
-    file = runs.file(text)
+    file = runs.file(text.replace("baseline: base, minEffect: -1.0", "threshold: 0.99"))
     code, events, err = runs.run(file)
     assert code == 3
-    assert "gate of 'check' says fail" in err
+    assert "the gate of 'check' says fail" in err
     assert [e["stage"] for e in events if e["event"] == "failed"] == ["live"]
     assert not any(e["event"] == "endpoint" for e in events)
 
-    served = runs.file(text.replace("serve: {}", "serve: {ungated: true, modelName: ours}"), "served.yaml")
+    served = runs.file(text.replace("serve: {}", "serve: {modelName: ours}"), "served.yaml")
     code, events, err = runs.run(served)
     assert code == 0, err
     endpoint = next(e for e in events if e["event"] == "endpoint")
     try:
-        assert [e["stage"] for e in events if e["event"] == "cached"] == ["data", "sft", "align", "check"]
+        assert [e["stage"] for e in events if e["event"] == "cached"] == ["data", "sft", "align"]  # the gate changed
         client = openai.OpenAI(base_url=endpoint["url"], api_key="none", max_retries=0)
         assert [model.id for model in client.models.list()] == ["ours"]
         question: Any = [{"role": "user", "content": "Sort the letters c a b."}]

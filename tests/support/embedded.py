@@ -45,7 +45,7 @@ spec:
       inputs: {model: align, baselines: [base, sft]}
       evaluate:
         tasks: [{name: skills, benchmark: skills, limit: 60, maxTokens: 12}]
-        gates: [{task: skills, threshold: 0.99}]
+        gates: [{task: skills, baseline: base, minEffect: -1.0}]
     - name: live
       serve: {}
 """

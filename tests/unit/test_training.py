@@ -8,13 +8,14 @@ import os
 import random
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from plumbline.api.stages.training import AdapterSpec, CheckpointSpec, OptimizerSpec
+from plumbline.api.stages.training import AdapterSpec, CheckpointSpec, OptimizerSpec, TrainingSpec
 from plumbline.builtin import skills
-from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.errors import InvalidInput
 from plumbline.external import TINY
 from plumbline.models.load import load_tokenizer
 from plumbline.models.reference import ModelReference
@@ -23,7 +24,7 @@ from plumbline.training.checkpoint import CheckpointStore
 from plumbline.training.encode import encode_chat, encode_prompt
 from plumbline.training.engine import TrainEngine
 from plumbline.training.loop import train
-from plumbline.training.model import build_trainable
+from plumbline.training.model import TargetLogProbs, build_trainable
 from plumbline.training.objectives.dpo import dpo
 from plumbline.training.objectives.grpo import group_advantages, grpo
 from plumbline.training.objectives.sft import sft
@@ -43,8 +44,12 @@ def chats(count: int, seed: int = 0) -> list[Sequence]:
     ]
 
 
-def new_engine(world: World = ALONE, sharding: str = "replicate", seed: int = 0) -> TrainEngine:
-    model = build_trainable(REFERENCE, AdapterSpec(rank=4), seed, "sft")
+def trainable(reference: ModelReference = REFERENCE, packing: bool = True, **adapter: Any) -> TargetLogProbs:
+    return build_trainable(reference, TrainingSpec(adapter=AdapterSpec(**adapter), max_length=128), "sft", packing)
+
+
+def new_engine(world: World = ALONE, sharding: str = "replicate") -> TrainEngine:
+    model = trainable(rank=4)
     with torch.no_grad():  # B starts at zero, which would hide the gradient of A
         generator = torch.Generator().manual_seed(1)
         for name, p in model.adapter_parameters().items():
@@ -93,7 +98,7 @@ def test_loss_equals_cross_entropy_of_the_plain_model() -> None:
     logits = load_base(REFERENCE)(ids).logits[0, :-1]
     wanted = [t for t in range(1, len(sequence.ids)) if sequence.trained[t]]
     expected = -torch.log_softmax(logits.float(), -1)[[t - 1 for t in wanted], ids[0, wanted]].mean()
-    engine = TrainEngine(build_trainable(REFERENCE, AdapterSpec(), 0, "sft"), OPTIMIZER, ALONE)  # B = 0: the base itself
+    engine = TrainEngine(trainable(), OPTIMIZER, ALONE)  # B = 0: the base itself
     assert engine.step([collate([[sequence]])], sft, 0.0)["loss"] == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -229,7 +234,7 @@ def run_training(folder: Path, stop_after: int | None = None, every: int = 3) ->
         return [micro_batches(units, micro_batch_tokens=256, row_tokens=64)], {}
 
     store = CheckpointStore(str(folder))
-    engine = TrainEngine(build_trainable(REFERENCE, AdapterSpec(rank=4, dropout=0.1), 0, "sft"), OPTIMIZER, ALONE)
+    engine = TrainEngine(trainable(rank=4, dropout=0.1), OPTIMIZER, ALONE)
     try:
         train(engine, source, sft, 8, store, CheckpointSpec(every_steps=every), 0, lambda *_: None)
     except Killed:
@@ -273,14 +278,65 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_weights() -> None:
     def broken(logps: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, dict]:  # type: ignore[type-arg]
         return logps.sum() * float("nan"), torch.tensor(1.0), {}
 
-    with pytest.raises(PlumblineError, match="learningRate"):
+    with pytest.raises(InvalidInput, match="learningRate"):
         engine.step([collate([[chats(1)[0]]])], broken, 1e-2)
     assert all(torch.equal(value, engine.full_parameters()[name]) for name, value in before.items())
 
 
 def test_adapter_targets_that_match_nothing_are_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"targetModules.*q_proj"):
-        build_trainable(REFERENCE, AdapterSpec(target_modules=["nonsense"]), 0, "spec.stages[1].sft")
+    with pytest.raises(InvalidInput, match=r"targetModules: nonsense match no linear module.*q_proj"):
+        trainable(target_modules=["q_proj", "nonsense"])
+
+
+def test_dropout_is_for_training_only() -> None:
+    engine = TrainEngine(trainable(rank=4, dropout=0.5), OPTIMIZER, ALONE)
+    batch = collate([[chats(1)[0]]])
+    engine.step([batch], sft, 1e-2)  # B is no longer zero, so dropout on A's input would show
+    first, second = (engine.log_probs([batch])[0] for _ in range(2))
+    assert torch.equal(first, second)
+    losses = {engine.step([batch], sft, 0.0)["loss"] for _ in range(3)}
+    assert len(losses) == 3
+    assert engine.world.totals(1.0, 2) == [1.0, 2.0]
+
+
+def random_model(folder: Path, config: Any) -> ModelReference:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return ModelReference(str(folder), dtype="float32")
+
+
+def test_models_whose_logits_or_packing_differ_are_refused(tmp_path: Path) -> None:
+    from transformers import BloomConfig, Gemma2Config
+
+    size = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size["initializer_range"] = 0.5  # logits of a size that shows
+    capped = Gemma2Config(
+        **size,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=32,
+        final_logit_softcapping=0.05,
+        max_position_embeddings=256,
+    )
+    with pytest.raises(InvalidInput, match="gemma2 models change their logits"):
+        trainable(random_model(tmp_path / "capped", capped), target_modules=["q_proj"])
+    alibi = random_model(
+        tmp_path / "alibi", BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2, initializer_range=0.5)
+    )
+    with pytest.raises(InvalidInput, match=r"packing: packed sequences would see each other in bloom models"):
+        trainable(alibi, target_modules=["query_key_value"])
+    trainable(alibi, packing=False, target_modules=["query_key_value"])
+
+
+def test_sequences_beyond_the_models_positions_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="exceeds the model's 2048 positions"):
+        build_trainable(REFERENCE, TrainingSpec(max_length=4096), "spec.stages[0].sft")
+
+
+def test_equal_rewards_are_no_advantage_whatever_the_rounding() -> None:
+    assert not group_advantages(torch.full((2, 8), 0.3), scale=True).any()
 
 
 def _rank(rank: int, size: int, port: int, sharding: str, folder: str) -> None:
@@ -296,6 +352,12 @@ def _rank(rank: int, size: int, port: int, sharding: str, folder: str) -> None:
     engine.restore(weights, engine.optimizer_state())
     restored = engine.full_parameters()
     assert all(torch.equal(weights[name], restored[name]) for name in weights)
+    head = TrainEngine(trainable(target_modules=["q_proj", "lm_head"]), OPTIMIZER, world, sharding)  # type: ignore[arg-type]
+    start = head.log_probs(mine[:1])[0]
+    head.step(mine, sft, 1e-2)
+    with head.reference():
+        assert torch.allclose(head.log_probs(mine[:1])[0], start, atol=1e-6)
+    assert not torch.allclose(head.log_probs(mine[:1])[0], start, atol=1e-3)
     if rank == 0:
         torch.save(
             {"metrics": metrics, "again": again, "weights": torch.cat([w.flatten() for w in weights.values()])}, folder

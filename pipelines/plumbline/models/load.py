@@ -126,3 +126,10 @@ def load_merged(reference: ModelReference) -> PreTrainedModel:
     dtype = model.dtype
     merged = PeftModel.from_pretrained(model.float(), folder).merge_and_unload()
     return merged.to(dtype).eval()
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[int]:
+    """Tokens that end an answer, in rollouts as in serving: the tokenizer's, and those of the generation settings."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    return sorted({int(tokenizer.eos_token_id), *ids})

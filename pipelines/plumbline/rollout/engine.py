@@ -124,11 +124,16 @@ def generate(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
     if engine.busy:
         raise ValueError("generate() needs an idle engine: the tokens of other requests would be lost")
     drawn: dict[str, list[Token]] = {request.id: [] for request in requests}
-    for request in requests:
-        engine.submit(request)
-    while engine.busy:
-        for token in engine.step():
-            drawn[token.request_id].append(token)
+    try:
+        for request in requests:
+            engine.submit(request)
+        while engine.busy:
+            for token in engine.step():
+                drawn[token.request_id].append(token)
+    except BaseException:
+        for request in requests:  # leave it idle: the caller may try again
+            engine.cancel(request.id)
+        raise
     return [_completion(request.id, drawn[request.id], engine.adapter_version) for request in requests]
 
 

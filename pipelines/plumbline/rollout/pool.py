@@ -11,39 +11,41 @@ import ray
 import torch
 from peft import LoraConfig
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
-from plumbline.models.load import load_base, load_tokenizer
+from plumbline.errors import PlumblineError
+from plumbline.models.load import end_tokens, load_base, load_tokenizer
 from plumbline.models.reference import ModelReference
-from plumbline.rollout.engine import Completion, Request, build_engine, generate
+from plumbline.rollout.engine import Completion, Engine, Request, build_engine, generate
 
 MAX_SLOTS = 256  # answers that one actor decodes at the same time
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+@ray.remote(num_cpus=0)
 class RolloutActor:
     """Holds the base model and merges whatever adapter a call brings. A call depends on its arguments only, so Ray
     may restart the actor and repeat the call."""
 
-    def __init__(self, reference: ModelReference, max_length: int, actors: int) -> None:
+    def __init__(self, reference: ModelReference, max_length: int, slots: int, actors: int) -> None:
         # As many as are always there: sums must repeat exactly, and threads that wait for a core cost more than they give.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // (2 * actors)))
-        self._model = load_base(reference)
-        self._end = [load_tokenizer(reference).eos_token_id]
-        self._max_length = max_length
-        self._engine: Any = None
+        self._reference, self._max_length, self._slots = reference, max_length, slots
+        self._engine: Engine | None = None
 
     def generate(
         self, requests: list[Request], adapter: dict[str, torch.Tensor], config: dict[str, Any], version: int
     ) -> list[Completion]:
         """Complete the requests with this adapter; it is merged only when its version is new."""
-        if self._engine is None:
-            slots = min(MAX_SLOTS, max(8, len(requests)))
-            self._engine = build_engine(
-                self._model, lora_config(config), self._end, slots=slots, max_length=self._max_length
-            )
+        if self._engine is None:  # not in the constructor: Ray would lose the sentence of an error there
+            self._engine = self._load(lora_config(config))
         if self._engine.adapter_version != version:
             self._engine.load_adapter(adapter, version)
         return generate(self._engine, requests)
+
+    def _load(self, config: LoraConfig) -> Engine:
+        model = load_base(self._reference).to("cuda" if torch.cuda.is_available() else "cpu")
+        end = end_tokens(load_tokenizer(self._reference), model)
+        return build_engine(model, config, end, slots=self._slots, max_length=self._max_length)
 
 
 def lora_config(plain: dict[str, Any]) -> LoraConfig:
@@ -76,9 +78,16 @@ class RolloutPool:
             for actor, part in zip(self.actors, parts, strict=True)
         ]
         answers: list[list[Completion]] = [[] for _ in groups]
-        for i, (part, completions) in enumerate(zip(parts, ray.get(pending), strict=True)):
+        try:
+            finished = ray.get(pending)
+        except RayActorError as error:
+            raise PlumblineError(
+                f"a rollout actor was lost too often ({str(error).splitlines()[0]}); out of memory?"
+            ) from error
+        for i, (part, completions) in enumerate(zip(parts, finished, strict=True)):
             stale = {c.adapter_version for c in completions} - {version}
-            assert not stale, f"rollouts came from adapter version {stale}, not {version}"
+            if stale:
+                raise PlumblineError(f"rollouts came from adapter version {stale}, not {version}")
             flow = iter(completions)
             for j, group in enumerate(part):
                 answers[i + j * len(self.actors)] = [next(flow) for _ in group]
@@ -86,10 +95,23 @@ class RolloutPool:
 
 
 @contextmanager
-def rollout_pool(reference: ModelReference, workers: int, max_length: int) -> Iterator[RolloutPool]:
-    """Start `workers` actors, and end them with the block."""
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 2 * workers else 0  # else they share the trainers' GPUs
-    actors = [RolloutActor.options(num_gpus=gpus).remote(reference, max_length, workers) for _ in range(workers)]
+def rollout_pool(
+    reference: ModelReference, *, workers: int, trainers: int, requests: int, max_length: int, max_failures: int
+) -> Iterator[RolloutPool]:
+    """Start the actors, and end them with the block.
+
+    Args:
+        reference: the model whose base they hold.
+        workers: how many actors. They get a GPU each if the cluster has that many beside the trainers'.
+        trainers: training workers beside them.
+        requests: answers that a step samples in all; decides how many an actor decodes at the same time.
+        max_length: longest prompt with answer, in tokens.
+        max_failures: how often an actor may be lost.
+    """
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers + trainers else 0
+    slots = min(MAX_SLOTS, max(8, -(-requests // max(workers, trainers))))
+    options = {"num_gpus": gpus, "max_restarts": max_failures, "max_task_retries": max_failures}
+    actors = [RolloutActor.options(**options).remote(reference, max_length, slots, workers) for _ in range(workers)]
     try:
         yield RolloutPool(actors)
     finally:

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plumbline.errors import PlumblineError
-from plumbline.models.load import load_merged, load_tokenizer
+from plumbline.models.load import end_tokens, load_merged, load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import Request, Sampling, build_engine, generate
 from plumbline.serving.engine_thread import EngineThread
@@ -86,7 +86,7 @@ class ChatModel:
         slots, max_length = cache_plan(budget, cache_bytes_per_token(model), positions, slots)
         if max_length < positions:
             log.warning("model '%s': context cut from %d to %d tokens to fit memory", served.name, positions, max_length)
-        engine = build_engine(model, None, end_tokens(model, tokenizer), slots, max_length=max_length)
+        engine = build_engine(model, None, end_tokens(tokenizer, model), slots, max_length=max_length)
         generate(engine, [Request("first", (int(tokenizer.eos_token_id),), Sampling(max_tokens=1))])
         return cls(served, tokenizer, EngineThread(engine, served.name), max_length)
 
@@ -148,13 +148,6 @@ class ChatModel:
                     yield Piece(text, count, None)
                     text = ""
         raise PlumblineError(f"the engine of model '{self.served.name}' ended an answer without a reason")
-
-
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, and those of the model's generation settings."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    ids = configured if isinstance(configured, list) else [] if configured is None else [configured]
-    return sorted({int(tokenizer.eos_token_id), *ids})
 
 
 def cache_bytes_per_token(model: PreTrainedModel) -> int:

@@ -33,7 +33,7 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
     spec = job.spec
     tokenizer = load_tokenizer(job.reference)
     rows = load_rows(job.dataset).select(["prompt", "chosen", "rejected"]).to_pylist()
-    model = build_trainable(job.reference, spec.adapter, spec.seed, job.where)
+    model = build_trainable(job.reference, spec, job.where)
     engine = TrainEngine(model, spec.optimizer, world, spec.parallelism.sharding)
 
     def pair(i: int) -> list[Sequence] | None:
@@ -50,9 +50,10 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
             logps = engine.log_probs(made)
         for batch, values in zip(made, logps, strict=True):
             batch.per_sequence["reference"] = torch.zeros(batch.size).index_add(0, batch.sequence, values)
-        return [made], {}
+        (left_out,) = world.totals(len(mine) - len(pairs))
+        return [made], {"leftOut": left_out}
 
-    if not any(pair(i) for i in range(min(len(rows), 1000))):
-        raise InvalidInput(f"stage '{job.where}': no pair fits into maxLength {spec.max_length} tokens; raise it")
+    if not any(pair(i) for i in range(len(rows))):
+        raise InvalidInput(f"{job.where}.maxLength: no pair fits into {spec.max_length} tokens; raise it")
     objective = dpo(spec.beta, spec.label_smoothing)
     train(engine, batches, objective, job.steps, job.store, spec.checkpoint, spec.seed, report)

@@ -9,7 +9,7 @@ import torch
 
 from plumbline.api.stages.rlhf import RlhfSpec
 from plumbline.data.dataset import load_rows
-from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.errors import InvalidInput
 from plumbline.models.load import load_tokenizer
 from plumbline.ray_environment import connect
 from plumbline.rollout.engine import Completion, Request, Sampling
@@ -40,7 +40,14 @@ def run(context: StageContext, spec: RlhfSpec) -> None:
     """Train the adapter on its own answers and hand it over as a Model."""
     connect()
     job = TrainingJob.of(context, spec, spec.steps)
-    with rollout_pool(job.reference, spec.rollout.workers, spec.max_length) as pool:
+    with rollout_pool(
+        job.reference,
+        workers=spec.rollout.workers,
+        trainers=spec.parallelism.workers,
+        requests=spec.prompts_per_step * spec.group_size,
+        max_length=spec.max_length,
+        max_failures=spec.parallelism.max_failures,
+    ) as pool:
         tune(context, RlhfJob(**vars(job), pool=pool), work)
 
 
@@ -49,44 +56,41 @@ def work(job: RlhfJob, world: World, report: ReportStep) -> None:
     spec = job.spec
     tokenizer = load_tokenizer(job.reference)
     prompts, references = _prompts(job, tokenizer)
-    model = build_trainable(job.reference, spec.adapter, spec.seed, job.where)
+    model = build_trainable(job.reference, spec, job.where)
     engine = TrainEngine(model, spec.optimizer, world, spec.parallelism.sharding, spec.sampling.temperature)
     config = model.adapter_config()
     pool = job.pool.share(world.rank, world.size)
 
     def rollouts(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
-        mine = batch_indices(step, len(prompts), spec.prompts_per_step, spec.seed)[world.rank :: world.size]
-        groups = [[_request(spec, step, i, k, prompts[i]) for k in range(spec.group_size)] for i in mine]
+        drawn = list(enumerate(batch_indices(step, len(prompts), spec.prompts_per_step, spec.seed)))
+        mine = drawn[world.rank :: world.size]
+        groups = [[_request(spec, step, place, k, prompts[i]) for k in range(spec.group_size)] for place, i in mine]
         answers = pool.generate(groups, engine.adapter(), config, version=step)
         rewards = torch.tensor(
             [
                 [reward(spec.rewards, tokenizer.decode(c.tokens, skip_special_tokens=True), references[i]) for c in group]
-                for i, group in zip(mine, answers, strict=True)
+                for (_, i), group in zip(mine, answers, strict=True)
             ]
         ).view(-1, spec.group_size)
         advantages = group_advantages(rewards, spec.scale_advantages)
-        sequences = [
-            [_sequence(prompts[i], completion, float(advantage))]
-            for i, group, row in zip(mine, answers, advantages, strict=True)
-            for completion, advantage in zip(group, row, strict=True)
-            if advantage != 0 or spec.kl_coefficient  # equal rewards teach nothing
-        ]
-        updates = [
-            micro_batches(sequences[u :: spec.updates_per_step], micro_batch_tokens=spec.micro_batch_tokens)
-            for u in range(spec.updates_per_step)
-        ]
+        shares: list[list[list[Sequence]]] = [[] for _ in range(spec.updates_per_step)]
+        for (_, i), group, row in zip(mine, answers, advantages, strict=True):
+            for k, (completion, advantage) in enumerate(zip(group, row, strict=True)):
+                if advantage != 0 or spec.kl_coefficient:  # equal rewards teach nothing
+                    shares[k % spec.updates_per_step].append([_sequence(prompts[i], completion, float(advantage))])
+        updates = [micro_batches(share, micro_batch_tokens=spec.micro_batch_tokens) for share in shares]
         if spec.kl_coefficient:
             with engine.reference():
                 for made in updates:
                     for batch, logps in zip(made, engine.log_probs(made), strict=True):
                         batch.per_target["reference"] = logps
-        gap = _canary(engine, sequences[:CANARIES])
-        if gap > spec.rollout.sync_tolerance:
-            raise PlumblineError(
-                f"stage '{job.where}': rollout engine and trainer differ by {gap:.3g} in a token's log-probability "
-                f"(rollout.syncTolerance {spec.rollout.sync_tolerance:g}): the engine does not hold the trainer's adapter"
+        gap = _canary(engine, micro_batches(shares[0][:CANARIES], micro_batch_tokens=spec.micro_batch_tokens))
+        if not gap <= spec.rollout.sync_tolerance:
+            raise InvalidInput(
+                f"{job.where}.rollout.syncTolerance: rollout engine and trainer differ by {gap:.3g} in a token's mean "
+                f"log-probability, more than {spec.rollout.sync_tolerance:g}: the engine does not hold the trainer's adapter"
             )
-        return updates, _metrics(world, rewards, answers)
+        return updates, _metrics(world, rewards, advantages, answers)
 
     objective = grpo(spec.clip_low, spec.clip_high, spec.kl_coefficient)
     train(engine, rollouts, objective, job.steps, job.store, spec.checkpoint, spec.seed, report)
@@ -103,15 +107,15 @@ def _prompts(job: RlhfJob, tokenizer: object) -> tuple[list[tuple[int, ...]], li
             references.append(messages[-1]["content"])
     if not prompts:
         raise InvalidInput(
-            f"stage '{job.where}': no prompt fits into maxLength {job.spec.max_length} less sampling.maxTokens "
+            f"{job.where}.maxLength: no prompt fits into {job.spec.max_length} less sampling.maxTokens "
             f"{job.spec.sampling.max_tokens}; raise the one or lower the other"
         )
     return prompts, references
 
 
-def _request(spec: RlhfSpec, step: int, prompt: int, sample: int, tokens: tuple[int, ...]) -> Request:
-    """Its seed follows from what it is, so that a repeated step samples the same answers."""
-    name = f"{spec.seed}/{step}/{prompt}/{sample}"
+def _request(spec: RlhfSpec, step: int, place: int, sample: int, tokens: tuple[int, ...]) -> Request:
+    """Its seed follows from its place in the run, so that a repeated step samples the same answers."""
+    name = f"{spec.seed}/{step}/{place}/{sample}"
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
     return Request(
         name, tokens, Sampling(temperature=spec.sampling.temperature, max_tokens=spec.sampling.max_tokens, seed=seed)
@@ -126,33 +130,31 @@ def _sequence(prompt: tuple[int, ...], completion: Completion, advantage: float)
     )
 
 
-def _canary(engine: TrainEngine, sequences: list[list[Sequence]]) -> float:
-    """Largest difference between engine and trainer log-probabilities of a token, over all ranks."""
-    batches = micro_batches(sequences, micro_batch_tokens=8192)
-    values = engine.log_probs(batches)
-    gap = max(
-        (float((v - b.per_target["behaviour"]).abs().max()) for v, b in zip(values, batches, strict=True)), default=0.0
-    )
-    return engine.world.maximum(int(gap * 1e6)) / 1e6
+def _canary(engine: TrainEngine, batches: list[MicroBatch]) -> float:
+    """Mean difference between engine and trainer log-probabilities of a token, over all ranks."""
+    gaps = [
+        (values - batch.per_target["behaviour"]).abs()
+        for values, batch in zip(engine.log_probs(batches), batches, strict=True)
+    ]
+    total, count = engine.world.totals(sum(float(g.sum()) for g in gaps), sum(len(g) for g in gaps))
+    return total / count if count else 0.0
 
 
-def _metrics(world: World, rewards: torch.Tensor, answers: list[list[Completion]]) -> dict[str, float]:
+def _metrics(
+    world: World, rewards: torch.Tensor, advantages: torch.Tensor, answers: list[list[Completion]]
+) -> dict[str, float]:
     flat = [completion for group in answers for completion in group]
-    sums = torch.tensor(
-        [
-            float(rewards.sum()),
-            float(sum(len(c.tokens) for c in flat)),
-            float(sum(c.finish_reason == "length" for c in flat)),
-            float(len(flat)),
-            float((rewards.std(dim=1) == 0).sum()),
-            float(len(rewards)),
-        ],
-        device=world.device,
+    total, length, cut, count, equal, groups = world.totals(
+        float(rewards.sum()),
+        sum(len(c.tokens) for c in flat),
+        sum(c.finish_reason == "length" for c in flat),
+        len(flat),
+        int((advantages == 0).all(dim=1).sum()),
+        len(rewards),
     )
-    total, length, cut, count, flat_groups, groups = world.sum(sums).tolist()
     return {
         "reward": total / count,
         "answerTokens": length / count,
         "truncated": cut / count,
-        "equalGroups": flat_groups / groups,
+        "equalGroups": equal / groups,
     }

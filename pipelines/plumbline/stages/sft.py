@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from plumbline.api.stages.sft import SftSpec
 from plumbline.data.dataset import load_rows
+from plumbline.errors import InvalidInput
 from plumbline.models.load import load_tokenizer
 from plumbline.ray_environment import connect
 from plumbline.stage import StageContext
-from plumbline.training.batch import MicroBatch, micro_batches
+from plumbline.training.batch import MicroBatch, Sequence, micro_batches
 from plumbline.training.encode import encode_chat
 from plumbline.training.engine import TrainEngine
 from plumbline.training.loop import ReportStep, train
@@ -30,14 +31,22 @@ def work(job: TrainingJob[SftSpec], world: World, report: ReportStep) -> None:
     spec = job.spec
     tokenizer = load_tokenizer(job.reference)
     chats = load_rows(job.dataset)["messages"].to_pylist()
-    model = build_trainable(job.reference, spec.adapter, spec.seed, job.where)
+    model = build_trainable(job.reference, spec, job.where, packing=spec.packing)
     engine = TrainEngine(model, spec.optimizer, world, spec.parallelism.sharding)
+
+    def encode(i: int) -> Sequence:
+        return encode_chat(tokenizer, chats[i], spec.max_length + 1, spec.train_on)
 
     def batches(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
         mine = batch_indices(step, len(chats), spec.batch_size, spec.seed)[world.rank :: world.size]
-        encoded = [encode_chat(tokenizer, chats[i], spec.max_length, spec.train_on) for i in mine]
-        units = [[sequence] for sequence in encoded if sequence.targets]
-        row_tokens = spec.max_length if spec.packing else None
-        return [micro_batches(units, micro_batch_tokens=spec.micro_batch_tokens, row_tokens=row_tokens)], {}
+        whole = [encode(i) for i in mine]
+        kept = [sequence.cut(spec.max_length) for sequence in whole]
+        units = [[sequence] for sequence in kept if sequence.targets]
+        row_tokens = min(spec.max_length, spec.micro_batch_tokens) if spec.packing else None
+        cut, left_out = world.totals(sum(len(s.ids) > spec.max_length for s in whole), len(kept) - len(units))
+        made = micro_batches(units, micro_batch_tokens=spec.micro_batch_tokens, row_tokens=row_tokens)
+        return [made], {"cut": cut, "leftOut": left_out}
 
+    if not any(encode(i).cut(spec.max_length).targets for i in range(len(chats))):
+        raise InvalidInput(f"{job.where}.maxLength: no chat has an answer within {spec.max_length} tokens; raise it")
     train(engine, batches, sft, job.steps, job.store, spec.checkpoint, spec.seed, report)

@@ -28,6 +28,10 @@ class Sequence:
     def targets(self) -> int:
         return sum(self.trained[1:])
 
+    def cut(self, length: int) -> Sequence:
+        """The first `length` tokens."""
+        return Sequence(self.ids[:length], self.trained[:length], self.values)
+
 
 @dataclass
 class MicroBatch:

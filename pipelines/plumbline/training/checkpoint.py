@@ -87,9 +87,13 @@ class CheckpointStore:
         for folder in reversed(self._folders()):
             try:
                 return self._load(folder)
-            except (OSError, ValueError, KeyError) as error:
+            except (FileNotFoundError, ValueError, KeyError) as error:  # other errors are not the checkpoint's fault
                 logger.warning("checkpoint %s is damaged (%s); trying the one before", folder, error)
         return None
+
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint after `step` steps."""
+        return self._load(f"{self._root}/step-{step:08d}")
 
     def _folders(self) -> list[str]:
         if not self._filesystem.exists(self._root):

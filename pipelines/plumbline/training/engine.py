@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from plumbline.api.stages.training import OptimizerSpec
-from plumbline.errors import PlumblineError
+from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
 from plumbline.training.model import TargetLogProbs, peft_names
 from plumbline.training.world import World
@@ -40,13 +40,15 @@ class TrainEngine:
         temperature: float = 1.0,
     ) -> None:
         self.world, self.spec, self.temperature = world, spec, temperature
-        self.model = model.to(world.device).train()
         self.sharded = sharding == "fsdp2" and world.size > 1
         if self.sharded:
             mesh = init_device_mesh(world.device.type, (world.size,))
             for layer in model.layers:
-                fully_shard(layer, mesh=mesh)
-            fully_shard(model, mesh=mesh)
+                fully_shard(layer, mesh=mesh)  # moves its own shard to the device: the whole base need not fit there
+            fully_shard(model, mesh=mesh, reshard_after_forward=True)  # else a forward after `reference` sees old weights
+        else:
+            model.to(world.device)
+        self.model = model
         self.parameters = model.adapter_parameters()
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.999)
@@ -65,8 +67,9 @@ class TrainEngine:
             Means over all ranks: `loss`, `gradNorm`, `learningRate`, `tokens` (targets) and the objective's own.
 
         Raises:
-            PlumblineError: the loss is not a number; weights are left as they were.
+            InvalidInput: the loss is not a number; weights are left as they were.
         """
+        self.model.train_adapter()
         totals: dict[str, torch.Tensor] = {}
         loss_sum = torch.zeros((), device=self.world.device)
         normaliser = torch.zeros((), device=self.world.device)
@@ -94,7 +97,7 @@ class TrainEngine:
         norm = self._reduce_gradients(1.0 / float(normaliser))
         if not math.isfinite(float(loss_sum)) or not math.isfinite(norm):
             self.optimizer.zero_grad()
-            raise PlumblineError(
+            raise InvalidInput(
                 f"the loss became {float(loss_sum):g} with gradient norm {norm:g}; lower optimizer.learningRate "
                 "(the last checkpoint is good)"
             )
@@ -107,7 +110,8 @@ class TrainEngine:
 
     @torch.no_grad()
     def log_probs(self, micro_batches: list[MicroBatch]) -> list[torch.Tensor]:
-        """Log-probabilities [N] of each micro-batch's targets under the present weights, without gradient."""
+        """Log-probabilities [N] of each micro-batch's targets under the present weights, without gradient or dropout."""
+        self.model.eval()
         found = []
         for i in range(self.world.maximum(len(micro_batches))):
             batch = micro_batches[i] if i < len(micro_batches) else MicroBatch.empty()

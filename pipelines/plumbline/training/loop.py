@@ -40,7 +40,7 @@ def train(
     weights of an undisturbed one.
     """
     history: list[dict[str, float]] = []
-    resumed = store.latest()
+    resumed = _newest(engine, store)
     if resumed is not None:
         engine.restore(resumed.parameters, resumed.optimizer)
         history = resumed.history
@@ -54,6 +54,13 @@ def train(
         report(step + 1, steps, metrics)
         if (step + 1) % checkpoints.every_steps == 0 or step + 1 == steps:
             save(engine, history, store)
+
+
+def _newest(engine: TrainEngine, store: CheckpointStore) -> Checkpoint | None:
+    """The newest whole checkpoint, the same on every rank: rank 0 decides."""
+    found = store.latest() if engine.world.rank == 0 else None
+    step = engine.world.from_first(found.step if found else 0)
+    return found if found is not None or step == 0 else store.load(step)
 
 
 def save(engine: TrainEngine, history: list[dict[str, float]], store: CheckpointStore) -> None:

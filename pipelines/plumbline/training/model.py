@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
+from transformers import PreTrainedModel
 
-from plumbline.api.stages.training import AdapterSpec
+from plumbline.api.stages.training import AdapterSpec, TrainingSpec
 from plumbline.errors import InvalidInput
 from plumbline.models.load import load_base
 from plumbline.models.reference import ModelReference
-from plumbline.training.batch import MicroBatch
+from plumbline.training.batch import MicroBatch, Sequence, collate
 
 
 class TargetLogProbs(nn.Module):
@@ -38,11 +39,40 @@ class TargetLogProbs(nn.Module):
             logits = logits / temperature
         return -nn.functional.cross_entropy(logits, batch.targets, reduction="none")
 
+    def train_adapter(self) -> None:
+        """Dropout on the adapter only: the frozen base stays the model that is served."""
+        self.eval()
+        for name, module in self.named_modules():
+            if "lora_dropout" in name:
+                module.train()
+
     @property
     def layers(self) -> list[nn.Module]:
-        """The decoder layers, the units of sharding."""
+        """The decoder layers, the units of sharding.
+
+        Raises:
+            InvalidInput: the architecture keeps them in no list.
+        """
         decoder = self.peft_model.get_base_model().get_decoder()
-        return list(decoder.layers)
+        lists = [module for module in decoder.children() if isinstance(module, nn.ModuleList)]
+        if not lists:
+            raise InvalidInput(
+                f"{type(decoder).__name__} has no list of layers to shard; set parallelism.sharding: replicate"
+            )
+        return list(max(lists, key=len))
+
+    @torch.no_grad()
+    def disagreement(self) -> tuple[float, float]:
+        """How far this forward is from the model's own, and packed sequences from the same ones alone: mean log-probability."""
+        self.eval()
+        causal = self.peft_model.get_base_model()
+        count = causal.config.get_text_config().vocab_size
+        one, other = (Sequence([(7 * i + start) % count for i in range(12)], [True] * 12) for start in (3, 5))
+        alone = [self(collate([[sequence]])) for sequence in (one, other)]
+        logits = causal(torch.tensor([one.ids]), use_cache=False).logits[0, :-1].float()
+        own = logits.log_softmax(-1).gather(1, torch.tensor(one.ids[1:])[:, None])[:, 0]
+        packed = self(collate([[one, other]]))
+        return float((alone[0] - own).abs().mean()), float((packed - torch.cat(alone)).abs().mean())
 
     def adapter_config(self) -> dict[str, Any]:
         """What PEFT writes into `adapter_config.json`, in a fixed order."""
@@ -53,46 +83,62 @@ class TargetLogProbs(nn.Module):
         return {name: p for name, p in self.peft_model.named_parameters() if p.requires_grad}
 
 
-def build_trainable(reference: ModelReference, adapter: AdapterSpec | None, seed: int, where: str) -> TargetLogProbs:
+def build_trainable(reference: ModelReference, spec: TrainingSpec, where: str, packing: bool = False) -> TargetLogProbs:
     """Load the base and put the adapter on it: the input model's own, or a new one.
 
     Args:
         reference: the input model.
-        adapter: a new adapter; None continues the input model's, or starts a LoRA with the defaults.
-        seed: of a new adapter's initialisation, the same on every rank.
+        spec: its `adapter` (None continues the input model's, or starts a LoRA with the defaults), `seed` of a new
+            adapter's initialisation, and `max_length`.
         where: field path for error messages.
+        packing: whether rows will hold several sequences.
 
     Raises:
-        InvalidInput: a new adapter is asked for although the model has one, or its targets match nothing.
+        InvalidInput: a new adapter is asked for although the model has one, its targets match nothing, sequences
+            exceed the model's positions, or the architecture computes what this forward does not.
     """
     base = load_base(reference)
     base.requires_grad_(False)
+    positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if positions and spec.max_length > positions:
+        raise InvalidInput(f"{where}.maxLength: {spec.max_length} exceeds the model's {positions} positions; lower it")
     folder = reference.adapter_folder()
-    if folder is not None:
-        if adapter is not None:
-            raise InvalidInput(
-                f"{where}.adapter: the input model has an adapter already and this stage continues it; leave `adapter` out"
-            )
-        return TargetLogProbs(PeftModel.from_pretrained(base, folder, is_trainable=True))
-    spec = adapter or AdapterSpec()
+    if folder is None:
+        model = TargetLogProbs(_new_adapter(base, spec.adapter or AdapterSpec(), spec.seed, reference.base, where))
+    elif spec.adapter is not None:
+        raise InvalidInput(
+            f"{where}.adapter: the input model has an adapter already and this stage continues it; leave `adapter` out"
+        )
+    else:
+        model = TargetLogProbs(PeftModel.from_pretrained(base, folder, is_trainable=True))
+    tolerance = 1e-3 if base.dtype == torch.float32 else 0.1
+    own, packed = model.disagreement()
+    kind = base.config.model_type
+    if not own <= tolerance:
+        raise InvalidInput(
+            f"{where}: {kind} models change their logits in ways that training here does not know ({own:.2g} off)"
+        )
+    if packing and not packed <= tolerance:
+        raise InvalidInput(f"{where}.packing: packed sequences would see each other in {kind} models; set packing: false")
+    return model
+
+
+def _new_adapter(base: PreTrainedModel, spec: AdapterSpec, seed: int, name: str, where: str) -> PeftModel:
+    modules = [path for path, module in base.named_modules() if isinstance(module, nn.Linear)]
     targets: str | list[str] = "all-linear" if spec.target_modules == ["all-linear"] else list(spec.target_modules)
+    unknown = [t for t in targets if not any(path == t or path.endswith(f".{t}") for path in modules)]
+    if isinstance(targets, list) and unknown:
+        known = ", ".join(sorted({path.rpartition(".")[2] for path in modules}))
+        raise InvalidInput(
+            f"{where}.adapter.targetModules: {', '.join(unknown)} match no linear module of the model; it has {known}"
+        )
     config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=targets,
+        task_type="CAUSAL_LM", r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=targets
     )
     torch.manual_seed(seed)
-    try:
-        model = get_peft_model(base, config)
-    except ValueError as error:
-        linear = sorted({name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)})
-        raise InvalidInput(
-            f"{where}.adapter.targetModules: {spec.target_modules} match no module of the model; it has {', '.join(linear)}"
-        ) from error
-    model.peft_config["default"].base_model_name_or_path = reference.base  # PEFT puts in the local folder
-    return TargetLogProbs(model)
+    model = get_peft_model(base, config)
+    model.peft_config["default"].base_model_name_or_path = name  # PEFT puts in the local folder
+    return model
 
 
 def peft_names(model: PeftModel, adapter: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

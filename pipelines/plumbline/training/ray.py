@@ -36,44 +36,52 @@ def launch(worker: Worker, job: Any, parallelism: ParallelismSpec, storage: str,
     Raises:
         PlumblineError: what a worker raised for people, or that workers were lost too often.
     """
-    check_room(parallelism.workers)
+    gpu = check_room(parallelism.workers)
     outbox = Queue(actor_options={"num_cpus": 0})
-    gpu = ray.cluster_resources().get("GPU", 0) >= parallelism.workers
-    for failures in range(parallelism.max_failures + 1):
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"worker": worker, "job": job, "outbox": outbox},
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=parallelism.workers, use_gpu=gpu, resources_per_worker={"CPU": 1, **({"GPU": 1} if gpu else {})}
-            ),
-            run_config=ray.train.RunConfig(name=f"group-{failures}", storage_path=f"{storage}/ray-train"),
-        )
-        try:
-            with _Relay(outbox, report):
-                trainer.fit()
-            break
-        except ray.train.TrainingFailedError as error:
-            known = plain_cause(error)
-            if known is not None:
-                raise known from error
-            if failures == parallelism.max_failures:
-                raise PlumblineError(
-                    f"training workers were lost {failures + 1} times, last: {_last_line(error)}; the last checkpoint is kept"
-                ) from error
-            report.say(f"a worker was lost ({_last_line(error)}); going on from the last checkpoint")
-    outbox.shutdown()
+    try:
+        for failures in range(parallelism.max_failures + 1):
+            trainer = TorchTrainer(
+                _work,
+                train_loop_config={"worker": worker, "job": job, "outbox": outbox},
+                torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=parallelism.workers,
+                    use_gpu=gpu,
+                    resources_per_worker={"CPU": 1, **({"GPU": 1} if gpu else {})},
+                ),
+                run_config=ray.train.RunConfig(name=f"group-{failures}", storage_path=f"{storage}/ray-train"),
+            )
+            try:
+                with _Relay(outbox, report):
+                    trainer.fit()
+                return
+            except ray.train.TrainingFailedError as error:
+                known = plain_cause(error)
+                if known is not None:
+                    raise known from error
+                if failures == parallelism.max_failures:
+                    raise PlumblineError(
+                        f"training failed {failures + 1} times, last: {_last_line(error)}; the last checkpoint is kept"
+                    ) from error
+                report.say(f"a worker was lost ({_last_line(error)}); going on from the last checkpoint")
+    finally:
+        outbox.shutdown()
 
 
-def check_room(workers: int) -> None:
-    """Refuse what would wait for ever: more workers than the cluster has CPUs.
+def check_room(workers: int) -> bool:
+    """Whether the workers get a GPU each. Refuses what would wait for ever: more workers than the cluster has room for.
 
     Raises:
-        PlumblineError: too few CPUs in the cluster.
+        PlumblineError: too few CPUs or GPUs in the cluster.
     """
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if cpus < workers:
-        raise PlumblineError(f"parallelism.workers: {workers} workers need {workers} CPUs, and this Ray cluster has {cpus}")
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    for name, found in (("CPU", int(resources.get("CPU", 0))), *([("GPU", gpus)] if gpus else [])):
+        if found < workers:
+            raise PlumblineError(
+                f"parallelism.workers: {workers} workers need a {name} each, and this Ray cluster has {found}"
+            )
+    return gpus > 0
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from plumbline.api.stages.training import TrainingSpec
 from plumbline.artifacts import Artifact
+from plumbline.errors import PlumblineError
 from plumbline.models.reference import ModelReference
 from plumbline.stage import StageContext
 from plumbline.training.checkpoint import CheckpointStore
@@ -28,7 +29,7 @@ class TrainingJob(Generic[Spec]):
         spec: the stage's block.
         steps: steps in all.
         checkpoints: folder URI.
-        where: the stage's name, for error messages.
+        where: field path of the stage's block, for error messages.
     """
 
     reference: ModelReference
@@ -41,7 +42,9 @@ class TrainingJob(Generic[Spec]):
     @classmethod
     def of(cls, context: StageContext, spec: Spec, steps: int) -> TrainingJob[Spec]:
         reference = ModelReference.of(context.plan, context.input("model"))
-        return cls(reference, context.inputs["dataset"][0], spec, steps, context.checkpoints, context.node.name)
+        names = [stage.name for stage in context.plan.run.spec.stages]
+        where = f"spec.stages[{names.index(context.node.name)}].{context.node.kind}"
+        return cls(reference, context.inputs["dataset"][0], spec, steps, context.checkpoints, where)
 
     @property
     def store(self) -> CheckpointStore:
@@ -57,6 +60,10 @@ def tune(context: StageContext, job: TrainingJob[Spec], worker: Worker) -> None:
         context.report.say("starting workers")
         launch(worker, job, job.spec.parallelism, context.checkpoints, context.report)
         done = job.store.latest()
-    assert done is not None
+    if done is None or done.step < job.steps:
+        raise PlumblineError(
+            f"the workers have finished, and their last checkpoint is not to be found at {job.checkpoints}; "
+            "all nodes must reach one workspace"
+        )
     context.report.say("writing the adapter")
     export_model(context, job.reference, done)

@@ -43,10 +43,22 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def totals(self, *values: float) -> list[float]:
+        """Sum of each value over all processes."""
+        return self.sum(torch.tensor(values, device=self.device, dtype=torch.float64)).tolist()
+
     def maximum(self, value: int) -> int:
         """Largest of the processes' values."""
         if self.size == 1:
             return value
         tensor = torch.tensor([value], device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor.item())
+
+    def from_first(self, value: int) -> int:
+        """The value of rank 0."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], device=self.device)
+        dist.broadcast(tensor, src=0)
         return int(tensor.item())

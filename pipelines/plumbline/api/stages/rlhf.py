@@ -34,7 +34,8 @@ class RolloutSpec(SpecModel):
     workers: PositiveInt = 1
     """Rollout actors; each holds a merged copy of the model and is sent the adapter after each update."""
     sync_tolerance: PositiveFloat = 0.05
-    """Largest difference between the engine's and the trainer's log-probabilities of one token before the stage stops."""
+    """Largest mean difference between the engine's and the trainer's log-probabilities of a token before the stage stops.
+    Float32 differs by 1e-6, bfloat16 by 5e-3."""
 
 
 class RlhfOptimizerSpec(OptimizerSpec):
@@ -73,9 +74,9 @@ class RlhfSpec(TrainingSpec):
     updates_per_step: Annotated[int, Field(ge=1, le=16), WHOLE] = 1
     """Optimizer steps on each batch of rollouts. Above 1 the clipped ratio matters."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Ratios below 1 - clipLow get no gradient (PPO: 0.2)."""
+    """Where the advantage is negative, ratios below 1 - clipLow get no gradient (PPO: 0.2)."""
     clip_high: PositiveFloat = 0.2
-    """Ratios above 1 + clipHigh get no gradient (PPO: 0.2; DAPO: 0.28)."""
+    """Where the advantage is positive, ratios above 1 + clipHigh get no gradient (PPO: 0.2; DAPO: 0.28)."""
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of the KL penalty to the input model (k3 estimator). 0, as in TRL and DAPO, saves the reference pass."""
     scale_advantages: bool = True

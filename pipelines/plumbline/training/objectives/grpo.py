@@ -12,12 +12,16 @@ STD_EPS = 1e-4  # TRL's
 
 def group_advantages(rewards: torch.Tensor, scale: bool) -> torch.Tensor:
     """Rewards [groups, group size] → advantages of the same shape: centred within the group, over its standard deviation if `scale`."""
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
+    centred = (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(equal, 0.0)  # rounding is no advantage
     return centred / (rewards.std(dim=1, keepdim=True) + STD_EPS) if scale else centred
 
 
 def grpo(clip_low: float, clip_high: float, kl_coefficient: float) -> Objective:
-    """Clipped policy gradient, mean over all sampled tokens of the step (token mean, as DAPO).
+    """Clipped policy gradient, mean over the tokens of the answers in the batch (token mean, as DAPO).
+
+    Answers of groups without any difference in reward are not in the batch, as after DAPO's dynamic sampling, unless
+    there is a KL penalty, which they share in.
 
     -min(r·A, clip(r, 1-ε_low, 1+ε_high)·A) + β·k3, with r = exp(log π - log π_old) and
     k3 = exp(log π_ref - log π) - 1 - (log π_ref - log π).
@@ -33,7 +37,7 @@ def grpo(clip_low: float, clip_high: float, kl_coefficient: float) -> Objective:
         losses = -torch.minimum(ratio * advantage, clipped * advantage)
         tokens = torch.tensor(float(len(logps)), device=logps.device)
         metrics: Metrics = {
-            "clipFraction": (((ratio - clipped).abs() > 0).float().sum(), tokens),
+            "clipFraction": ((clipped * advantage < ratio * advantage).float().sum(), tokens),
             "logprobGap": ((logps - batch.per_target["behaviour"]).abs().sum(), tokens),
         }
         if kl_coefficient:
