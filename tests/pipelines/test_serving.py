@@ -182,13 +182,20 @@ def test_client_that_leaves_frees_its_slots(served: Served, stream: bool) -> Non
     assert served.ask().usage.completion_tokens > 0
 
 
-def test_taken_port_is_refused_by_name(ray_session: str) -> None:
-    from plumbline.serving.local import _checked_port, _free_port
-
+def test_a_port_belongs_to_one() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         taken = holder.getsockname()[1]
         with pytest.raises(InvalidInput, match=f"port {taken} .* taken; set `port`"):
-            _checked_port(taken)
-    assert _free_port() >= 8000
+            _claim_port(taken)
+    first, lock = _claim_port(None)
+    second, other = _claim_port(None)  # nothing listens on the first yet, and it is claimed all the same
+    assert 8000 <= first < second
+    with pytest.raises(InvalidInput, match=f"port {first} .* taken"):
+        _claim_port(first)
+    lock.close()
+    third, again = _claim_port(first)
+    assert third == first
+    other.close()
+    again.close()
