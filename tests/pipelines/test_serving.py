@@ -183,6 +183,8 @@ def test_client_that_leaves_frees_its_slots(served: Served, stream: bool) -> Non
 
 
 def test_a_port_belongs_to_one() -> None:
+    from plumbline.serving.local import _claim_port
+
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
