@@ -80,7 +80,7 @@ class Runs:
     def run(self, file: Path, *options: str) -> tuple[int, list[dict[str, Any]], str]:
         """To its end: exit code, events, standard error."""
         process = self.start(file, *options)
-        out, err = process.communicate(timeout=280)
+        out, err = process.communicate(timeout=540)
         return process.returncode, [json.loads(line) for line in out.splitlines()], err
 
     def interrupt(self, file: Path, when: Watch, number: signal.Signals, *options: str) -> tuple[int, str]:
@@ -91,5 +91,5 @@ class Runs:
             if when(json.loads(line)):
                 process.send_signal(number)
                 break
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
         return process.returncode, err
