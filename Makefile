@@ -9,7 +9,7 @@ WORKSPACE ?=
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade "pip==26.3"
-	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable ".[dev,operator]"
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable ".[dev]" --group operator
 	touch $@
 
 quickstart: .venv/installed
@@ -34,6 +34,8 @@ format: .venv/installed
 generate: .venv/installed
 	$(BIN)/plumbline crd > manifests/crd/plumbline.dev_alignmentruns.yaml
 	$(BIN)/plumbline crd --docs > docs/reference.md
+	cp manifests/crd/plumbline.dev_alignmentruns.yaml charts/plumbline/files/crd.yaml
+	$(BIN)/python manifests/render_install.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

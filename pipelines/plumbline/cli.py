@@ -10,6 +10,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from plumbline.kubectl.commands import add_commands
+
 EPILOG = "Exit codes: 0 done, 1 failed (try again), 2 wrong input, 3 gate not passed, 130 interrupted."
 
 
@@ -24,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
         return 1
     except Exception as error:
-        from plumbline.stage import sentence
+        from plumbline.errors import sentence
 
         words, code = sentence(error)
         if not isinstance(error, PlumblineError | OSError):
@@ -39,8 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    plugin = Path(sys.argv[0]).name.startswith("kubectl")
     parser = argparse.ArgumentParser(
-        prog="plumbline",
+        prog="kubectl plumbline" if plugin else "plumbline",
         description="One AlignmentRun becomes an aligned, evaluated and served language model.",
         epilog=EPILOG,
     )
@@ -62,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     crd = commands.add_parser("crd", help="print the CustomResourceDefinition")
     crd.add_argument("--docs", action="store_true", help="print the reference page instead")
     crd.set_defaults(command=_crd)
+    add_commands(commands, EPILOG)
     return parser
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -85,3 +87,26 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """An error's text in one line, cut where it is long; its type where it has none."""
     text = " ".join(str(error).split())
     return f"{text[:limit]}…" if len(text) > limit else text or type(error).__name__
+
+
+def sentence(error: BaseException) -> tuple[str, int]:
+    """An error as (words for people, exit code)."""
+    known = plain_cause(error)
+    if known is not None:
+        return str(known), known.exit_code
+    for cause in causes(error):
+        if disk_full(cause):
+            filename = getattr(cause, "filename", None)
+            where = f" at {filename}" if filename else ""
+            return f"no space left on the device{where}; make room and run again, finished stages are kept", EXIT_RETRYABLE
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}", EXIT_RETRYABLE
+
+
+def complain(error: BaseException) -> int:
+    """Say on standard error why a program ends, with the traceback where nobody foresaw it; returns the exit code."""
+    words, code = sentence(error)
+    if plain_cause(error) is None:
+        traceback.print_exception(error)
+    print(f"error: {words}", file=sys.stderr, flush=True)
+    return code

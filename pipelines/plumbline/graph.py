@@ -58,13 +58,18 @@ def build_graph(spec: RunSpec) -> Graph:
 
     Raises:
         InvalidRun: with all problems: two kinds in a stage, a name used twice, an input that is missing, comes
-            later, closes a cycle or has the wrong type, a `serve` without a gate, and what the kinds themselves find.
+            later, closes a cycle or has the wrong type, a `serve` without a gate, a contradiction in a cluster, and what
+            the kinds themselves find.
     """
     problems: list[Problem] = []
     nodes: list[Node] = []
     names = [stage.name for stage in spec.stages]
+    if spec.cluster is not None:
+        problems += [Problem(f"spec.cluster.{where}", what) for where, what in spec.cluster.problems()]
     for i, stage in enumerate(spec.stages):
         path = f"spec.stages[{i}]"
+        if stage.cluster is not None:
+            problems += [Problem(f"{path}.cluster.{where}", what) for where, what in stage.cluster.problems()]
         if stage.name == BASE:
             problems.append(Problem(f"{path}.name", f"'{BASE}' is reserved for spec.model.base; take another name"))
         if stage.name in names[:i]:

@@ -8,23 +8,8 @@ import secrets
 import socket
 from typing import Any
 
+from plumbline.api.ray_settings import SETTINGS
 from plumbline.errors import InvalidInput, PlumblineError, one_line
-
-SETTINGS = {
-    # Train polls its workers this often; the default of 2 s delays every report and every failure by as much.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-    # On a busy machine Serve's proxy takes longer than the default to answer.
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # A process that asked for no GPU sees none; this is what later Ray versions do by default.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
 
 
 def apply_settings() -> None:

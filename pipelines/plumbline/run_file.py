@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from plumbline.api.problems import field_path, problem
 from plumbline.api.run import AlignmentRun
 from plumbline.errors import InvalidInput, InvalidRun, Problem
 from plumbline.graph import build_graph
@@ -80,6 +80,21 @@ def load_run(path: Path, overrides: list[str] | None = None) -> AlignmentRun:
     document = _unshared(documents[0])
     for override in overrides or []:
         places[_override(document, override)] = f"--set {override}"
+    try:
+        return validate_run(document)
+    except InvalidRun as error:
+        raise InvalidRun(_with_places(error.problems, places), str(path)) from None
+
+
+def validate_run(document: dict[str, Any]) -> AlignmentRun:
+    """Validate one run.
+
+    Args:
+        document: the object as YAML or JSON has it.
+
+    Raises:
+        InvalidRun: with every problem of the run.
+    """
     problems: list[Problem] = []
     for _ in range(2):  # once more without the wrong fields, so that what spans stages is found in the same go
         try:
@@ -89,7 +104,7 @@ def load_run(path: Path, overrides: list[str] | None = None) -> AlignmentRun:
             if problems:
                 break
             details = error.errors(include_url=False)
-            problems = [_problem(one) for one in details]
+            problems = [problem(one) for one in details]
             if any(one["loc"][:2] != ("spec", "stages") or len(one["loc"]) < 5 for one in details):
                 break  # a stage may have lost its kind or name, and what follows from that would mislead
             document = _without(document, [one["loc"] for one in details])
@@ -100,7 +115,7 @@ def load_run(path: Path, overrides: list[str] | None = None) -> AlignmentRun:
         else:
             break
     if problems:
-        raise InvalidRun(_with_places(problems, places), str(path))
+        raise InvalidRun(problems)
     return run
 
 
@@ -151,7 +166,7 @@ def _override(document: dict[str, Any], override: str) -> str:
         elif isinstance(current, dict) and current.get(part) is None:
             current[part] = {}
         current = current[keys[-1]]
-    return _field_path(tuple(keys))
+    return field_path(tuple(keys))
 
 
 def _index(items: list[Any], part: str, override: str, shown: str) -> int:
@@ -164,68 +179,15 @@ def _index(items: list[Any], part: str, override: str, shown: str) -> int:
     raise InvalidInput(f"--set {override}: '{shown}' is neither a number below {len(items)} nor a name; names: {known}")
 
 
-def _field_path(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path or "(the whole file)"
-
-
-def _problem(details: Any) -> Problem:
-    """One pydantic error in plain words: the value and what would be accepted."""
-    location = tuple(details["loc"])
-    path = _field_path(location)
-    value = details["input"]
-    shown = repr(value) if not isinstance(value, dict | list) else f"a {'mapping' if isinstance(value, dict) else 'list'}"
-    match details["type"]:
-        case "extra_forbidden":
-            options = _siblings(location)
-            close = difflib.get_close_matches(str(location[-1]), options, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(options)}"
-            return Problem(path, f"unknown field; {hint}")
-        case "missing":
-            return Problem(path, "required and not given")
-        case "literal_error":
-            return Problem(path, f"{shown} is not accepted; use one of {details['ctx']['expected']}")
-        case "string_pattern_mismatch":
-            return Problem(path, f"{shown} does not match {details['ctx']['pattern']}")
-        case "model_type" | "dict_type":
-            return Problem(path, f"{shown} is not accepted; expected a mapping")
-        case _:
-            expected = details["msg"].removeprefix("Input should be ").removeprefix("Input should ")
-            return Problem(path, f"{shown} is not accepted; expected {expected[0].lower()}{expected[1:]}")
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    """Field names that the model at the parent of `location` knows."""
-    model: type[BaseModel] | None = AlignmentRun
-    for part in location[:-1]:
-        if isinstance(part, int) or model is None:
-            continue
-        found = next((f for n, f in model.model_fields.items() if (f.alias or n) == part), None)
-        model = _model_in(found.annotation) if found else None
-    return [f.alias or n for n, f in model.model_fields.items()] if model else []
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _model_in(argument)
-        if found:
-            return found
-    return None
-
-
 def _lines(text: str) -> dict[str, int]:
     """Field path → line number, from 1."""
     found: dict[str, int] = {}
 
     def visit(node: yaml.Node, path: tuple[int | str, ...]) -> None:
-        found.setdefault(_field_path(path), node.start_mark.line + 1)
+        found.setdefault(field_path(path), node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                found[_field_path((*path, key.value))] = key.start_mark.line + 1
+                found[field_path((*path, key.value))] = key.start_mark.line + 1
                 visit(value, (*path, key.value))
         elif isinstance(node, yaml.SequenceNode):
             for i, value in enumerate(node.value):
@@ -240,9 +202,9 @@ def _lines(text: str) -> dict[str, int]:
 def _with_places(problems: list[Problem], places: dict[str, str]) -> list[Problem]:
     """The problems with where they stand; for a field that is absent, where the block stands that lacks it."""
     found = []
-    for problem in problems:
-        at = problem.path
+    for one in problems:
+        at = one.path
         while at and at not in places:
             at = re.sub(r"(\.|^)[^.\[\]]*$|\[\d+\]$", "", at)
-        found.append(Problem(problem.path, f"{problem.message} ({places[at]})") if at else problem)
+        found.append(Problem(one.path, f"{one.message} ({places[at]})") if at else one)
     return found

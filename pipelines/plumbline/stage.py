@@ -1,5 +1,6 @@
 """The one program that every Ray job runs: `python -m plumbline.stage RUN.json STAGE`.
 
+With PLUMBLINE_STATE in the environment it reports to the run's ConfigMap (`plumbline.state`).
 Exit codes: 0 done or cached, 1 worth another attempt, 2 permanent (wrong input), see `plumbline.errors`.
 """
 
@@ -11,17 +12,19 @@ import importlib
 import os
 import signal
 import sys
-import traceback
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from plumbline.api.base import BASE
 from plumbline.artifacts import Artifact, ArtifactWriter
-from plumbline.errors import EXIT_RETRYABLE, InvalidInput, PlumblineError, causes, disk_full, plain_cause
+from plumbline.display import PlainLines
+from plumbline.errors import InvalidInput, PlumblineError, complain
 from plumbline.graph import Node
 from plumbline.plan import Plan
-from plumbline.progress import Reporter, file_sink
+from plumbline.pod_log import mirror_output
+from plumbline.progress import Event, Reporter, Sink, file_sink
+from plumbline.state import StageReports, State, failure_of, result_of
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,26 @@ def run_stage(plan: Plan, name: str, report: Reporter, attempt: int | None = Non
     return artifact
 
 
+def run_and_report(plan: Plan, name: str, shown: Sink, reports: StageReports, attempt: int | None) -> None:
+    """`run_stage` in a cluster: its progress, and how it ends, go into the run's ConfigMap.
+
+    Raises:
+        PlumblineError: the stage failed, or its artifact is whole and could not be reported.
+    """
+
+    def sink(event: Event) -> None:
+        shown(event)
+        reports(event)
+
+    try:
+        artifact = run_stage(plan, name, Reporter(name, sink), attempt)
+    except Exception as error:
+        reports.failed(failure_of(error))
+        raise
+    reports.succeeded(result_of(artifact))
+    print(f"{name}: done, {artifact.uri}", flush=True)
+
+
 def _input(plan: Plan, stage: str, parent: str) -> Artifact:
     artifact = plan.artifact(parent)
     if artifact is None:
@@ -114,20 +137,6 @@ def follow_driver() -> None:
         die_with_parent(int(parent))
 
 
-def sentence(error: BaseException) -> tuple[str, int]:
-    """An error as (words for people, exit code)."""
-    known = plain_cause(error)
-    if known is not None:
-        return str(known), known.exit_code
-    for cause in causes(error):
-        if disk_full(cause):
-            filename = getattr(cause, "filename", None)
-            where = f" at {filename}" if filename else ""
-            return f"no space left on the device{where}; make room and run again, finished stages are kept", EXIT_RETRYABLE
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}", EXIT_RETRYABLE
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m plumbline.stage", description="Run one stage of an AlignmentRun.")
     parser.add_argument("run", type=Path, help="RUN.json, written by a driver")
@@ -137,18 +146,22 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     follow_driver()
     try:
-        sink = file_sink(options.progress) if options.progress else lambda event: print(event, flush=True)
+        state = State.from_environment()
+        if state is not None and os.environ.get("KUBERNETES_SERVICE_HOST"):
+            mirror_output()
         plan = Plan.load(options.run)
         if options.stage not in [node.name for node in plan.graph.nodes]:
             names = ", ".join(node.name for node in plan.graph.nodes)
             raise InvalidInput(f"{options.run} has no stage '{options.stage}'; stages: {names}")
-        run_stage(plan, options.stage, Reporter(options.stage, sink), options.attempt)
+        shown = file_sink(options.progress) if options.progress else PlainLines(sys.stdout).event
+        if state is None:
+            run_stage(plan, options.stage, Reporter(options.stage, shown), options.attempt)
+        else:
+            attempt = options.attempt or 0
+            reports = StageReports(state, options.stage, attempt, plan.fingerprints[options.stage])
+            run_and_report(plan, options.stage, shown, reports, options.attempt)
     except Exception as error:
-        words, code = sentence(error)
-        if plain_cause(error) is None:
-            traceback.print_exc()
-        print(f"error: {words}", file=sys.stderr, flush=True)
-        return code
+        return complain(error)
     return 0
 
 

@@ -128,6 +128,15 @@ BAD = {
     "unknown algorithm": stages(DATA, "- {name: rl, rlhf: {algorithm: reinforce}}\n"),
     "remote code": stages(DATA).replace('base: "builtin://tiny"', 'base: "builtin://tiny", trustRemoteCode: true'),
     "quantity": stages(DATA.replace("name: data", "name: data, cluster: {head: {memory: 4 gigabytes}}")),
+    "worker group twice": stages(DATA.replace("name: data", "name: data, cluster: {workers: [{gpus: 1}, {}]}")),
+    "worker group called head": stages(DATA.replace("name: data", "name: data, cluster: {workers: [{name: head}]}")),
+    "half a range of replicas": stages(DATA.replace("name: data", "name: data, cluster: {workers: [{maxReplicas: 3}]}")),
+    "replicas out of their range": HEAD
+    + "  cluster: {workers: [{replicas: 5, minReplicas: 0, maxReplicas: 4}]}\n"
+    + "  stages: [{name: c, evaluate: {tasks: [{name: s, benchmark: skills}]}}]\n",
+    "accelerator that is no label": stages(
+        DATA.replace("name: data", "name: data, cluster: {head: {accelerator: A100 80G}}")
+    ),
     "no sources": stages("- {name: data, curate: {sources: []}}\n"),
     "benchmark without its data": evaluate("tasks: [{name: g, benchmark: gsm8k}]"),
     "task twice": evaluate(f"tasks: [{SKILLS}, {SKILLS}]"),

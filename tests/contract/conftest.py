@@ -2,32 +2,67 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import yaml
 from kubernetes import client, config
 
 from plumbline.api import crd
-from support.apiserver import find_api_server
+from plumbline.cli import main
+from support.apiserver import ApiServer, find_api_server
+from support.observed_run import Access, Command, ObservedRun
 from support.runs import Runs
 
 
 @pytest.fixture(scope="session")
-def runs() -> Iterator[Runs]:
+def api_server() -> Iterator[ApiServer]:
     with find_api_server() as server:
-        api = config.new_client_from_config(config_file=server.kubeconfig)
-        extensions = client.ApiextensionsV1Api(api)
-        definition = crd.render()
-        extensions.create_custom_resource_definition(definition)
-        name = definition["metadata"]["name"]
-        deadline = time.monotonic() + 30
-        while True:
-            conditions = extensions.read_custom_resource_definition(name).status.conditions or []
-            if any(c.type == "Established" and c.status == "True" for c in conditions):
-                break
-            assert time.monotonic() < deadline, f"{name} was not established: {conditions}"
-            time.sleep(0.05)
-        if not client.CoreV1Api(api).list_namespace(field_selector="metadata.name=default").items:
-            client.CoreV1Api(api).create_namespace({"metadata": {"name": "default"}})
-        yield Runs(api)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def runs(api_server: ApiServer) -> Runs:
+    api = config.new_client_from_config(config_file=api_server.kubeconfig)
+    extensions = client.ApiextensionsV1Api(api)
+    definition = crd.render()
+    extensions.create_custom_resource_definition(definition)
+    name = definition["metadata"]["name"]
+    deadline = time.monotonic() + 30
+    while True:
+        conditions = extensions.read_custom_resource_definition(name).status.conditions or []
+        if any(c.type == "Established" and c.status == "True" for c in conditions):
+            break
+        assert time.monotonic() < deadline, f"{name} was not established: {conditions}"
+        time.sleep(0.05)
+    if not client.CoreV1Api(api).list_namespace(field_selector="metadata.name=default").items:
+        client.CoreV1Api(api).create_namespace({"metadata": {"name": "default"}})
+    return Runs(api)
+
+
+@pytest.fixture
+def access(api_server: ApiServer) -> Access:
+    value = yaml.safe_load(Path(api_server.kubeconfig).read_text())
+    return Access(api_server.kubeconfig, value["clusters"][0]["cluster"]["server"], value["users"][0]["user"]["token"])
+
+
+@pytest.fixture
+def cluster(runs: Runs, access: Access, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ObservedRun:
+    monkeypatch.setenv("KUBECONFIG", access.kubeconfig)
+    number = sum(request.node.nodeid.encode())
+    return ObservedRun(runs, f"run-{number}-{os.getpid()}")
+
+
+@pytest.fixture
+def command(capsysbinary: pytest.CaptureFixture[bytes]) -> Command:
+    """Runs a command in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        shown = capsysbinary.readouterr()
+        return code, shown.out.decode(), shown.err.decode()
+
+    return run

@@ -13,6 +13,7 @@ class Runs:
     """AlignmentRuns in the namespace `default`, always with strict field validation."""
 
     def __init__(self, api: client.ApiClient) -> None:
+        self.api = api
         self._objects = client.CustomObjectsApi(api)
         self._where = (GROUP, VERSION, "default", PLURAL)
 

@@ -18,8 +18,7 @@ import pytest
 
 from plumbline.api.base import ArtifactType
 from plumbline.artifacts import MANIFEST, Artifact, ArtifactCorrupt, ArtifactWriter, Fenced, Workspace, absolute_uri
-from plumbline.errors import EXIT_RETRYABLE, InvalidInput
-from plumbline.stage import sentence
+from plumbline.errors import EXIT_RETRYABLE, InvalidInput, sentence
 
 PRINT = "0123456789abcdef0123"
 ABOUT: dict[str, Any] = {"kind": "curate", "fingerprint": PRINT, "stage": "data", "type": ArtifactType.DATASET, "inputs": {}}

@@ -15,9 +15,9 @@ from plumbline import errors
 from plumbline.api.base import ArtifactType
 from plumbline.api.run import AlignmentRun
 from plumbline.artifacts import MANIFEST
-from plumbline.errors import GateNotPassed, InvalidInput, PlumblineError, one_line
+from plumbline.errors import GateNotPassed, InvalidInput, PlumblineError, one_line, sentence
 from plumbline.plan import Plan, make_plan
-from plumbline.stage import main, sentence
+from plumbline.stage import main
 
 
 @pytest.fixture

@@ -139,9 +139,10 @@ class RunSpec(SpecModel):
     """How often a failed stage is tried again (Kubernetes Jobs: 6; a GPU attempt costs more). A local run tries again only
     what was killed."""
     active_deadline_seconds: PositiveInt | None = None
-    """The run fails when it is not complete after this many seconds."""
+    """The run fails when it is not complete after this many seconds. As with a Kubernetes Job, the clock begins anew when a
+    suspended run is resumed, and when the run is edited."""
     ttl_seconds_after_finished: NonNegativeInt | None = None
-    """The object is deleted this long after the run ended; artifacts stay."""
+    """The object is deleted this long after the run ended; artifacts stay. A run whose endpoint serves has not ended."""
     managed_by: Literal["plumbline.dev/operator", "kueue.x-k8s.io/multikueue"] = Field(
         default="plumbline.dev/operator", json_schema_extra={"x-immutable": True}
     )

@@ -55,7 +55,11 @@ class StageStatus(SpecModel):
     message: str | None = None
     """The same in plain words."""
     attempt: NonNegativeInt = 0
-    """Number of the current attempt, from 1."""
+    """Number of the current attempt, from 1. It only grows: a later attempt fences the earlier ones."""
+    failures: NonNegativeInt = 0
+    """Attempts that failed since the stage was changed or retried; `backoffLimit` bounds them."""
+    retry_time: str | None = Field(default=None, json_schema_extra={"format": "date-time"})
+    """When the next attempt begins."""
     child: str | None = None
     """The object that does the work, `KIND/NAME`."""
     fingerprint: str | None = None
@@ -74,11 +78,36 @@ class StageStatus(SpecModel):
     """URI of the artifact."""
 
 
+class PlanStatus(SpecModel):
+    """The job that resolves external inputs and finds what is cached, before anything else starts."""
+
+    generation: NonNegativeInt
+    """The spec generation that is planned."""
+    attempt: NonNegativeInt = 1
+    """Number of the current attempt, from 1."""
+    failures: NonNegativeInt = 0
+    """Attempts that failed."""
+    retry_time: str | None = Field(default=None, json_schema_extra={"format": "date-time"})
+    """When the next attempt begins."""
+    done: bool = False
+    """The stages' fingerprints are those of this generation."""
+    reason: str | None = None
+    """One CamelCase word: why it waits or failed."""
+    message: str | None = None
+    """The same in plain words."""
+
+
 class RunStatus(SpecModel):
     """What the operator observed."""
 
     observed_generation: NonNegativeInt | None = None
     """The spec generation that this status speaks of."""
+    start_time: str | None = Field(default=None, json_schema_extra={"format": "date-time"})
+    """When work began; anew after a suspension or an edit. `activeDeadlineSeconds` counts from here."""
+    completion_time: str | None = Field(default=None, json_schema_extra={"format": "date-time"})
+    """When the run ended. `ttlSecondsAfterFinished` counts from here."""
+    plan: PlanStatus | None = None
+    """Planning of the current generation."""
     phase: Phase | None = None
     """Derived from the conditions, for people's eyes only."""
     conditions: list[Condition] | None = Field(default=None, json_schema_extra=list_map("type"))

@@ -14,9 +14,12 @@ import jinja2
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plumbline.errors import PlumblineError
+from plumbline.api.base import BASE
+from plumbline.api.stages.serve import ServeSpec
+from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.models.load import end_tokens, load_merged, load_tokenizer
 from plumbline.models.reference import ModelReference
+from plumbline.plan import Plan
 from plumbline.rollout.engine import Request, Sampling, build_engine, generate
 from plumbline.serving.engine_thread import EngineThread
 from plumbline.serving.openai_schema import ChatCompletionRequest, FinishReason, OpenAIError
@@ -42,6 +45,25 @@ class ServedModel:
     name: str
     reference: ModelReference
     max_tokens: int
+
+    @classmethod
+    def of(cls, plan: Plan, stage: str) -> ServedModel:
+        """What a `serve` stage serves.
+
+        Raises:
+            InvalidInput: it is no `serve` stage.
+            PlumblineError: the model's artifact is not there.
+        """
+        node = plan.graph[stage]
+        if not isinstance(node.spec, ServeSpec):
+            raise InvalidInput(f"stage '{stage}' is of kind {node.kind}; only a serve stage can be served")
+        (parent,) = node.inputs["model"]
+        artifact = plan.artifact(parent) if parent != BASE else None
+        if artifact is None and parent != BASE:
+            raise PlumblineError(
+                f"stage '{stage}' serves the model of '{parent}', which is not there yet; run '{parent}' first"
+            )
+        return cls(node.spec.model_name or plan.name, ModelReference.of(plan, artifact), node.spec.max_tokens)
 
 
 @dataclass(frozen=True)

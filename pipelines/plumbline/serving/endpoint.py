@@ -11,38 +11,32 @@ import os
 import signal
 import sys
 import threading
-import traceback
 import urllib.request
 from pathlib import Path
 
-from plumbline.api.base import BASE
 from plumbline.builtin import skills
-from plumbline.errors import PlumblineError
+from plumbline.errors import complain
 from plumbline.external import TINY
 from plumbline.local_endpoint import open_local, record_path
 from plumbline.plan import Plan
-from plumbline.stage import die_with_parent, follow_driver, sentence
+from plumbline.stage import die_with_parent, follow_driver
 
 
 def serve(plan: Plan, stage: str, folder: Path) -> None:
     """Serve the stage's model, prove it with one request, write the record to `folder`, and wait for SIGTERM or SIGINT."""
     # Imported here: this takes seconds, and the driver must be followed from the first moment on.
     from plumbline.api.stages.serve import ServeSpec
-    from plumbline.models.reference import ModelReference
     from plumbline.ray_environment import connect, start_local
     from plumbline.serving.chat import ServedModel
     from plumbline.serving.local import deployment
 
-    node = plan.graph[stage]
-    spec = node.spec
+    model = ServedModel.of(plan, stage)
+    spec = plan.graph[stage].spec
     assert isinstance(spec, ServeSpec)
-    artifact = next((plan.artifact(parent) for parent in node.inputs["model"] if parent != BASE), None)
-    name = spec.model_name or plan.name
     if os.environ.get("RAY_ADDRESS"):
         connect()
     else:
         start_local(spec.replicas + 2)
-    model = ServedModel(name, ModelReference.of(plan, artifact), spec.max_tokens)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -56,18 +50,18 @@ def serve(plan: Plan, stage: str, folder: Path) -> None:
         record = {
             "url": url,
             "pid": os.getpid(),
-            "model": name,
+            "model": model.name,
             "fingerprint": plan.fingerprints[stage],
-            "modelFingerprint": artifact.fingerprint if artifact else None,
+            "modelFingerprint": model.reference.fingerprint,
             "serve": spec.model_dump(mode="json", by_alias=True),
-            "sample": _ask(url, name, plan.run.spec.model.base),
+            "sample": _ask(url, model.name, plan.run.spec.model.base),
         }
         die_with_parent(None)  # from here on it is a service of its own
         path = record_path(folder, stage)
         partial = path.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(record))
         partial.replace(path)
-        print(f"serving {name} at {url}", flush=True)
+        print(f"serving {model.name} at {url}", flush=True)
         try:
             stop.wait()
         finally:
@@ -102,11 +96,7 @@ def main() -> int:
     try:
         serve(Plan.load(options.run), options.stage, options.run.parent)
     except Exception as error:
-        words, code = sentence(error)
-        if not isinstance(error, PlumblineError):
-            traceback.print_exc()
-        print(f"error: {words}", file=sys.stderr, flush=True)
-        return code
+        return complain(error)
     return 0
 
 

@@ -1,0 +1,7 @@
+"""`python -m plumbline_operator`."""
+
+import sys
+
+from plumbline_operator.main import main
+
+sys.exit(main())

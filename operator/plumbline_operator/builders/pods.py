@@ -1,0 +1,188 @@
+"""Pod templates: what runs our code, as a restricted namespace accepts it (Pod Security Standards)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from plumbline.api.cluster import PodShape
+from plumbline.api.ray_settings import SETTINGS
+from plumbline_operator import names
+from plumbline_operator.builders.metadata import Object, Run
+from plumbline_operator.builders.overlay import lay_over
+
+STATE = "/plumbline/state"
+"""Where the run's ConfigMap is mounted."""
+HOME = "/plumbline/home"
+WORKSPACE = "/workspace"
+"""Where the claim is mounted, unless the workspace's URI says where."""
+HEAD, WORKER, PLAN = "ray-head", "ray-worker", "plan"
+"""Names of our containers. A template that speaks of one of them means only the Pods that have it."""
+GPU = "nvidia.com/gpu"
+USER = 1000
+STOP_SECONDS = 30
+"""From the end of draining to the kill: Ray ends its processes in 3 s, a slow disk needs more."""
+
+POD_SECURITY: Object = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "fsGroupChangePolicy": "OnRootMismatch",  # else every Pod start walks through the whole workspace
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY: Object = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+WRITABLE: list[Object] = [
+    {"name": "tmp", "mountPath": "/tmp"},  # Ray's sessions
+    {"name": "home", "mountPath": HOME},  # caches of models, kernels, fonts
+]
+
+
+@dataclass(frozen=True)
+class PodPlan:
+    """One Pod template to be built.
+
+    Attributes:
+        container: name of our container.
+        image: what it runs.
+        labels, annotations: of the Pods.
+        resources: of our container.
+        command: of our container; None leaves it to KubeRay, which starts Ray.
+        reports: the Pod writes into the run's ConfigMap, so it needs its account's token.
+        drain: seconds that Ray waits on SIGTERM for its work to end before it ends it.
+        environment: variables of the contract, named PLUMBLINE_*.
+        shape: what the run says of these Pods.
+    """
+
+    container: str
+    image: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    resources: Object
+    command: list[str] | None = None
+    reports: bool = True
+    drain: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+    shape: PodShape = field(default_factory=PodShape)
+
+
+def pod_template(run: Run, plan: PodPlan) -> Object:
+    """The Pod template. From bottom to top: the generated one, the operator's, the run's, and what must hold in any case."""
+    metadata = {"annotations": plan.annotations} if plan.annotations else {}
+    template: Object = {"metadata": metadata, "spec": _pod(run, plan)}
+    for over in (run.pods.pod_template, plan.shape.template or {}):
+        template = lay_over(template, _without_others(over, plan.container))
+    return lay_over(template, _contract(run, plan))
+
+
+def ray_resources(shape: PodShape) -> Object:
+    """Requests and limits alike: a Pod that is squeezed slows its whole group, and Ray counts what the limits say."""
+    amounts = {
+        "cpu": shape.cpu or str(4 * shape.gpus or 2),
+        "memory": shape.memory or f"{32 * shape.gpus or 4}Gi",
+        **({GPU: str(shape.gpus)} if shape.gpus else {}),
+    }
+    return {"requests": dict(amounts), "limits": dict(amounts)}
+
+
+def workspace_mount(run: Run) -> tuple[str, str] | None:
+    """Claim and path of the workspace volume; None where there is none."""
+    uri = run.spec.workspace.uri
+    local = "://" not in uri or uri.startswith("file://")
+    claim = run.spec.workspace.persistent_volume_claim or (run.pods.claim if local else None)
+    if claim is None:
+        return None
+    path = uri.removeprefix("file://")
+    return claim, str(PurePosixPath(path)) if local and path.startswith("/") else WORKSPACE
+
+
+def _pod(run: Run, plan: PodPlan) -> Object:
+    pods, shape = run.pods, plan.shape
+    nodes = {**pods.accelerators.get(shape.accelerator or "", {}), **(shape.node_selector or {})}
+    priority = run.spec.priority_class_name
+    volumes: list[Object] = [{"name": mount["name"], "emptyDir": {}} for mount in WRITABLE]
+    if plan.command is None:
+        volumes.append({"name": "shared-mem", "emptyDir": _shared_memory(plan.resources)})
+    return {
+        "serviceAccountName": names.stage_account(run.meta.name),
+        "automountServiceAccountToken": plan.reports,
+        "enableServiceLinks": False,
+        "securityContext": POD_SECURITY,
+        "terminationGracePeriodSeconds": plan.drain + STOP_SECONDS,
+        "containers": [_container(run, plan)],
+        "volumes": volumes,
+        **({"imagePullSecrets": [{"name": name} for name in pods.image_pull_secrets]} if pods.image_pull_secrets else {}),
+        **({"priorityClassName": priority} if priority else {}),
+        **({"nodeSelector": nodes} if nodes else {}),
+        # Nodes with GPUs are commonly tainted, to keep others off.
+        **({"tolerations": [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]} if shape.gpus else {}),
+    }
+
+
+def _container(run: Run, plan: PodPlan) -> Object:
+    spec = run.spec
+    variables = {**SETTINGS, "HOME": HOME}
+    if plan.command is None:
+        variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = str(plan.drain)
+    env: list[Object] = [{"name": name, "value": value} for name, value in variables.items()]
+    if spec.model.token_secret:
+        secret = {"name": spec.model.token_secret, "key": "token"}
+        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": secret}})
+    credentials = spec.workspace.credentials_secret
+    mounts = WRITABLE if plan.command else [*WRITABLE, {"name": "shared-mem", "mountPath": "/dev/shm"}]
+    return {
+        "name": plan.container,
+        "image": plan.image,
+        "imagePullPolicy": run.pods.image_pull_policy,
+        "env": env,
+        **({"envFrom": [{"secretRef": {"name": credentials}}]} if credentials else {}),
+        "resources": plan.resources,
+        "securityContext": CONTAINER_SECURITY,
+        "volumeMounts": mounts,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _contract(run: Run, plan: PodPlan) -> Object:
+    """What no template may change, because operator and programs rely on it."""
+    state = names.state(run.meta.name)
+    workspace = workspace_mount(run)
+    volumes: list[Object] = [{"name": "state", "configMap": {"name": state}}]
+    mounts: list[Object] = [{"name": "state", "mountPath": STATE, "readOnly": True}]
+    if workspace is not None:
+        claim, path = workspace
+        volumes.append({"name": "workspace", "persistentVolumeClaim": {"claimName": claim}})
+        mounts.append({"name": "workspace", "mountPath": path})
+    environment = {"PLUMBLINE_STATE": f"{run.meta.namespace}/{state}", **plan.environment}
+    container: Object = {
+        "name": plan.container,
+        "workingDir": workspace[1] if workspace is not None else "/tmp",
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "volumeMounts": mounts,
+        **({"command": plan.command} if plan.command else {}),
+    }
+    return {"metadata": {"labels": plan.labels}, "spec": {"containers": [container], "volumes": volumes}}
+
+
+def _without_others(template: Object, container: str) -> Object:
+    """The template without what it says of our containers in other Pods."""
+    spec = template.get("spec")
+    containers = spec.get("containers") if isinstance(spec, dict) else None
+    if not isinstance(spec, dict) or not isinstance(containers, list):
+        return template
+    others = {HEAD, WORKER, PLAN} - {container}
+
+    def kept(one: Any) -> bool:
+        return not (isinstance(one, dict) and one.get("name") in others)
+
+    return {**template, "spec": {**spec, "containers": [one for one in containers if kept(one)]}}
+
+
+def _shared_memory(resources: Object) -> Object:
+    """Ray's object store. What lies in it counts as the container's memory, so that is its bound."""
+    return {"medium": "Memory", "sizeLimit": resources["limits"]["memory"]}

@@ -1,0 +1,134 @@
+"""The Ray cluster of a stage: its shape by kind, and KubeRay's RayClusterSpec."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from plumbline.api.base import StageSpec
+from plumbline.api.cluster import PodShape, WorkerGroup, overridden
+from plumbline.api.run import Stage
+from plumbline.api.stages.curate import CurateSpec
+from plumbline.api.stages.evaluate import EvaluateSpec
+from plumbline.api.stages.rlhf import RlhfSpec
+from plumbline.api.stages.serve import ServeSpec
+from plumbline.api.stages.training import TrainingSpec
+from plumbline_operator.builders import pods
+from plumbline_operator.builders.metadata import Object, Run
+
+NAME = "app.kubernetes.io/name"  # KubeRay's Services select Pods by its own value of this label
+CURATE_CPUS = 2  # of one curation worker, as PodShape's default
+AUTOSCALER = {"cpu": "500m", "memory": "512Mi"}  # what KubeRay gives it; said here because Kueue and quotas want both
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What the Pods of one cluster have in common; see `pods.PodPlan`."""
+
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    drain: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def worker_groups(run: Run, stage: Stage) -> list[WorkerGroup]:
+    """The stage's own groups, else the run's, else what its kind needs."""
+    groups = overridden(run.spec.cluster, stage.cluster).workers
+    if groups is None:
+        return _groups_of_kind(stage.spec)
+    own = stage.cluster is not None and stage.cluster.workers is not None
+    if stage.kind == "curate" and not own:  # GPUs would idle
+        return [group.model_copy(update={"gpus": 0, "accelerator": None}) for group in groups]
+    return groups
+
+
+def _groups_of_kind(spec: StageSpec) -> list[WorkerGroup]:
+    match spec:
+        case CurateSpec():
+            return [WorkerGroup(min_replicas=0, max_replicas=math.ceil(spec.parallelism / CURATE_CPUS))]
+        case EvaluateSpec():  # one replica asks; it is not needed where all answers are in the journal
+            return [WorkerGroup(min_replicas=0, max_replicas=1)]
+        case ServeSpec():
+            return [WorkerGroup(replicas=spec.replicas)]
+        case RlhfSpec():
+            trainers = WorkerGroup(replicas=spec.parallelism.workers)
+            return [trainers, WorkerGroup(name="rollout", replicas=spec.rollout.workers)]
+        case TrainingSpec():
+            return [WorkerGroup(replicas=spec.parallelism.workers)]
+        case _:
+            return [WorkerGroup()]
+
+
+def ray_cluster(run: Run, stage: Stage, marks: Marks) -> Object:
+    """The RayClusterSpec: authenticated, and autoscaled where a group has a range."""
+    cluster = overridden(run.spec.cluster, stage.cluster)
+    groups = worker_groups(run, stage)
+    # Kueue counts Pods at admission and refuses autoscaled clusters.
+    autoscaled = not run.spec.queue_name and any(group.autoscaled for group in groups)
+    image = cluster.image or run.pods.image
+    return {
+        "rayVersion": cluster.ray_version or run.pods.ray_version,
+        "authOptions": {"mode": "token"},
+        "headGroupSpec": _head(run, cluster.head or PodShape(), image, marks, alone=not groups),
+        "workerGroupSpecs": [_workers(run, group, image, marks, autoscaled) for group in groups],
+        **(_autoscaling(run) if autoscaled else {}),
+    }
+
+
+def _head(run: Run, shape: PodShape, image: str, marks: Marks, *, alone: bool) -> Object:
+    # The head holds Ray's control plane and the driver program. Ray places no other work there, or the two would starve,
+    # unless there is no other place or its GPUs say that it should.
+    works = alone or shape.gpus > 0
+    return {
+        "rayStartParams": {} if works else {"num-cpus": "0"},
+        **_labels(shape),
+        "template": pods.pod_template(run, _pod(pods.HEAD, shape, image, marks)),
+    }
+
+
+def _workers(run: Run, group: WorkerGroup, image: str, marks: Marks, autoscaled: bool) -> Object:
+    low, high = group.replicas, group.replicas
+    if autoscaled and group.min_replicas is not None and group.max_replicas is not None:
+        low, high = group.min_replicas, group.max_replicas
+    return {
+        "groupName": group.name,
+        "replicas": group.replicas,
+        "minReplicas": low,
+        "maxReplicas": high,
+        "rayStartParams": {},
+        **_labels(group),
+        "template": pods.pod_template(run, _pod(pods.WORKER, group, image, marks)),
+    }
+
+
+def _pod(container: str, shape: PodShape, image: str, marks: Marks) -> pods.PodPlan:
+    return pods.PodPlan(
+        container=container,
+        image=image,
+        labels={name: value for name, value in marks.labels.items() if name != NAME},
+        annotations=marks.annotations,
+        resources=pods.ray_resources(shape),
+        reports=container == pods.HEAD,  # the driver program runs there
+        drain=marks.drain,
+        environment=marks.environment,
+        shape=shape,
+    )
+
+
+def _labels(shape: PodShape) -> Object:
+    """Ray's own label of its nodes."""
+    return {"labels": {"ray.io/accelerator-type": shape.accelerator}} if shape.accelerator else {}
+
+
+def _autoscaling(run: Run) -> Object:
+    """KubeRay adds the autoscaler to the head Pod. It is held as strictly as our own containers, and writes where they do."""
+    return {
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {
+            "imagePullPolicy": run.pods.image_pull_policy,
+            "resources": {"requests": dict(AUTOSCALER), "limits": dict(AUTOSCALER)},
+            "securityContext": pods.CONTAINER_SECURITY,
+            "env": [{"name": "HOME", "value": pods.HOME}],
+            "volumeMounts": pods.WRITABLE,
+        },
+    }

@@ -1,0 +1,240 @@
+"""The life of a `serve` stage: one RayService that stays, updated without downtime, taken back when it does not get healthy. Pure.
+
+KubeRay starts a second Ray cluster for a changed spec and moves traffic when that is ready; until then, and if it never is,
+the first one serves. So an update is a new spec, and a rollback the old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from plumbline.api.status import StageStatus
+from plumbline.graph import Node
+from plumbline_operator import attempts, diagnosis, names
+from plumbline_operator.desired import Endpoint, Restored
+from plumbline_operator.diagnosis import Cause
+from plumbline_operator.draft import Draft
+from plumbline_operator.observed import HEALTHY, HEALTHY_FINGERPRINT, REFUSED, REPLACES, SHAPE, RayServiceView, unix
+from plumbline_operator.status import Reason, timestamp
+
+PORT = 8000
+
+
+def find(draft: Draft, stage: str) -> RayServiceView | None:
+    name = names.ray_service(draft.run_name, stage)
+    return next((service for service in draft.observed.services if service.meta.name == name), None)
+
+
+def url(draft: Draft, stage: str) -> str:
+    """Base URL inside the cluster: KubeRay's Service in front of the replicas."""
+    meta = draft.observed.run.meta
+    return f"http://{names.ray_service(meta.name, stage)}-serve-svc.{meta.namespace}.svc:{PORT}/v1"
+
+
+def serves(service: RayServiceView | None) -> bool:
+    """Whether requests are answered, by whatever version. `Ready` alone only means that a replica exists."""
+    if service is None or service.meta.deleted is not None:
+        return False
+    ready = service.conditions.get("Ready")
+    running = bool(service.active) and all(status == "RUNNING" for status, _ in service.active.values())
+    return ready is not None and ready.status == "True" and running
+
+
+def healthy(service: RayServiceView) -> bool:
+    """Whether what serves is what the spec says."""
+    upgrade = service.conditions.get("UpgradeInProgress")
+    settled = upgrade is None or upgrade.status != "True"
+    replaced = service.active_cluster != service.meta.annotations.get(REPLACES, "")
+    seen = service.observed_generation >= service.meta.generation
+    return serves(service) and settled and replaced and seen
+
+
+def advance(draft: Draft, node: Node, stage: StageStatus, may_start: bool) -> StageStatus:
+    """One step of a `serve` stage that its gate lets through."""
+    service = find(draft, node.name)
+    shape = _shape(draft, node)
+    if stage.phase == "Failed":
+        _hold_back(draft, stage, service)
+        return stage
+    if attempts.done(stage):
+        if service is None and may_start:  # deleted by somebody
+            return _deploy(draft, stage, None, shape)
+        if service is None:
+            return stage.model_copy(update={"message": "its RayService is gone; it comes back once the run is planned"})
+        if service.meta.annotations.get(SHAPE) != shape and may_start:
+            return _deploy(draft, stage, service, shape)
+        words = None if serves(service) else _words(service) or "no replica is ready"
+        return stage.model_copy(update={"message": words})
+    if attempts.current(stage):
+        return _attend(draft, stage, service, shape, may_start)
+    if not may_start:
+        return stage
+    if stage.retry_time is not None:
+        due = unix(stage.retry_time) or 0.0
+        if draft.now < due:
+            draft.look_again(due)
+            return stage
+    if draft.observed.missing:
+        missing = diagnosis.of_missing(draft.observed.missing)
+        assert missing is not None
+        draft.look_again(draft.now + draft.patience.recheck)
+        return stage.model_copy(update={"reason": missing.reason, "message": missing.message})
+    if service is not None and service.meta.deleted is not None:
+        return stage.model_copy(update={"reason": Reason.EARLIER_ATTEMPT_ENDING, "message": "its RayService is ending"})
+    return _deploy(draft, stage, service, shape)
+
+
+def suspend(draft: Draft, stage: StageStatus) -> StageStatus:
+    """Take back what is not serving yet; what serves goes on."""
+    if not attempts.current(stage) or attempts.done(stage):
+        return attempts.suspend(draft, stage) if stage.retry_time is not None else stage
+    service = find(draft, stage.name)
+    _take_back(draft, stage, service)
+    return attempts.suspend(draft, stage)
+
+
+def stop(draft: Draft, stage: StageStatus) -> None:
+    """The run goes no further: a version that is not healthy yet is taken back."""
+    if attempts.current(stage) and not attempts.done(stage):
+        _take_back(draft, stage, find(draft, stage.name))
+
+
+def _deploy(draft: Draft, stage: StageStatus, service: RayServiceView | None, shape: str) -> StageStatus:
+    attempt = stage.attempt + 1
+    deploying = stage.model_copy(
+        update={
+            "phase": "Waiting",
+            "reason": Reason.DEPLOYING,
+            "message": None,
+            "attempt": attempt,
+            "retry_time": None,
+            "child": f"RayService/{names.ray_service(draft.run_name, stage.name)}",
+            "start_time": timestamp(draft.now),
+            "end_time": None,
+        }
+    )
+    _apply(draft, deploying, service, shape)
+    return deploying
+
+
+def _apply(draft: Draft, stage: StageStatus, service: RayServiceView | None, shape: str) -> None:
+    assert stage.fingerprint is not None
+    keep, keep_fingerprint = _kept(service)
+    replaces = service.active_cluster if service is not None else ""
+    wanted = Endpoint(stage.name, stage.fingerprint, draft.generation, shape, replaces, keep, keep_fingerprint)
+    draft.create.append(wanted)
+
+
+def _kept(service: RayServiceView | None) -> tuple[dict[str, Any] | None, str | None]:
+    """The spec to go back to: the present one if it is healthy, else the one before."""
+    if service is None:
+        return None, None
+    if healthy(service) and service.fingerprint is not None:
+        return service.spec, service.fingerprint
+    annotations = service.meta.annotations
+    try:
+        spec = json.loads(annotations[HEALTHY])
+    except (KeyError, ValueError):
+        return None, None
+    return (spec, annotations.get(HEALTHY_FINGERPRINT)) if isinstance(spec, dict) else (None, None)
+
+
+def _attend(draft: Draft, stage: StageStatus, service: RayServiceView | None, shape: str, may_start: bool) -> StageStatus:
+    name = names.ray_service(draft.run_name, stage.name)
+    if service is not None and service.meta.deleted is not None:
+        return stage.model_copy(update={"reason": Reason.EARLIER_ATTEMPT_ENDING, "message": "its RayService is ending"})
+    applied = (
+        service is not None and service.fingerprint == stage.fingerprint and service.meta.annotations.get(SHAPE) == shape
+    )
+    if service is None or not applied:
+        if not may_start:
+            return stage.model_copy(update={"reason": Reason.PLANNING, "message": "waits for the plan"})
+        _apply(draft, stage, service, shape)
+        cause = diagnosis.of_fault(draft.fault("RayService", name)) or Cause(Reason.DEPLOYING, "the RayService is applied")
+        return stage.model_copy(update={"reason": cause.reason, "message": cause.message})
+    if healthy(service):
+        changes = {"phase": "Running", "reason": Reason.SERVING, "message": None, "failures": 0}
+        return stage.model_copy(update=changes | {"end_time": timestamp(draft.now), "artifact": None})
+    deadline = (unix(stage.start_time) or draft.now) + draft.patience.healthy
+    failure = _failure(service)
+    if failure is None and draft.now >= deadline:
+        words = _words(service) or "no replica got ready"
+        failure = f"not healthy after {draft.patience.healthy:g} s: {words}"
+    if failure is not None:
+        return _failed(draft, stage, service, failure)
+    draft.look_again(deadline)
+    pods = [pod for pod in draft.observed.pods if pod.meta.stage == stage.name]
+    cause = diagnosis.of_pods(pods) or Cause(Reason.DEPLOYING, _words(service) or "the model is being deployed")
+    return stage.model_copy(update={"reason": cause.reason, "message": cause.message})
+
+
+def _failed(draft: Draft, stage: StageStatus, service: RayServiceView, words: str) -> StageStatus:
+    if HEALTHY in service.meta.annotations:
+        _take_back(draft, stage, service)
+        told = f"{words}; the version before it goes on serving"
+        changes = {"phase": "Failed", "reason": Reason.ROLLED_BACK, "message": told, "retry_time": None}
+        return stage.model_copy(update=changes | {"failures": stage.failures + 1, "end_time": timestamp(draft.now)})
+    draft.remove("RayService", service.meta.name, service.meta.deleted)
+    return attempts.fail(draft, stage, Cause(Reason.UNHEALTHY, words))
+
+
+def _hold_back(draft: Draft, stage: StageStatus, service: RayServiceView | None) -> None:
+    """See to it that a version which was refused is really gone."""
+    if service is not None and service.fingerprint == stage.fingerprint and REFUSED not in service.meta.annotations:
+        _take_back(draft, stage, service)
+
+
+def _take_back(draft: Draft, stage: StageStatus, service: RayServiceView | None) -> None:
+    """Put the version before back, or delete the RayService where there was none."""
+    if service is None or stage.fingerprint is None:
+        return
+    if service.fingerprint != stage.fingerprint:
+        return  # never applied: what is there is the version before
+    annotations = service.meta.annotations
+    keep, fingerprint = _kept(service)
+    if HEALTHY in annotations and keep is not None and fingerprint is not None:
+        draft.create.append(Restored(stage.name, keep, fingerprint, stage.fingerprint))
+    else:
+        draft.remove("RayService", service.meta.name, service.meta.deleted)
+
+
+def _failure(service: RayServiceView) -> str | None:
+    """Why the new version will never get healthy, or None."""
+    ready = service.conditions.get("Ready")
+    if ready is not None and ready.reason in ("InitializingTimeout", "ValidationFailed"):
+        return f"KubeRay: {ready.reason}: {ready.message}"
+    if service.observed_generation < service.meta.generation:
+        return None  # what it says is about the version before
+    replaced = service.active_cluster != service.meta.annotations.get(REPLACES, "")
+    coming = service.pending or (service.active if replaced else {})
+    for name, (status, words) in coming.items():
+        if status == "DEPLOY_FAILED":
+            return f"application '{name}': {status}: {diagnosis.last_lines(words)}"
+    return None
+
+
+def _words(service: RayServiceView) -> str | None:
+    """What KubeRay and Ray Serve say of a service that is not ready."""
+    for name, (status, words) in (service.pending or service.active).items():
+        if status != "RUNNING":
+            return f"application '{name}': {status}" + (f": {diagnosis.last_lines(words)}" if words else "")
+    ready = service.conditions.get("Ready")
+    return f"{ready.reason}: {ready.message}" if ready is not None and ready.status != "True" else None
+
+
+def _shape(draft: Draft, node: Node) -> str:
+    """Digest of what the RayService depends on, beside the fingerprint."""
+    spec = draft.spec
+    stage = next(stage for stage in spec.stages if stage.name == node.name)
+    parts = [
+        node.spec.model_dump(mode="json", by_alias=True, exclude_none=True),
+        *(
+            cluster.model_dump(mode="json", by_alias=True, exclude_none=True) if cluster else None
+            for cluster in (spec.cluster, stage.cluster)
+        ),
+        spec.queue_name,
+        spec.priority_class_name,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

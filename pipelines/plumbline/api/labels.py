@@ -1,0 +1,17 @@
+"""Labels and annotations that the operator, the stage program and `kubectl plumbline` agree on."""
+
+RUN = "plumbline.dev/run"
+"""Name of the run, on every object and Pod that belongs to it."""
+RUN_UID = "plumbline.dev/run-uid"
+"""UID of the run: tells a run from an earlier one of the same name."""
+STAGE = "plumbline.dev/stage"
+"""Name of the stage."""
+ATTEMPT = "plumbline.dev/attempt"
+"""Number of the attempt, from 1."""
+PLAN = "plumbline.dev/plan"
+"""Generation of the run whose plan this object follows."""
+FINGERPRINT = "plumbline.dev/fingerprint"
+"""Annotation: fingerprint of the stage."""
+RETRY = "plumbline.dev/retry-"
+"""Annotation on a run, followed by a stage's name: the attempt after which that stage is to be tried again. It is inert
+once a later attempt has begun, so that it works once and nobody needs to remove it."""

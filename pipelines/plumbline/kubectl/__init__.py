@@ -1,0 +1,1 @@
+"""`kubectl plumbline …`: the commands that work on runs in a cluster."""

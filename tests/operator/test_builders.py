@@ -1,0 +1,266 @@
+"""What the builders emit: jobs, clusters, endpoints, access, and the contract with the programs."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from typing import Any
+
+import pytest
+
+from plumbline.api import labels
+from plumbline.planner import read_run
+from plumbline_operator import observed
+from plumbline_operator.builders import build, pods
+from plumbline_operator.desired import Access, Endpoint, PlanJob, Restored
+from plumbline_operator.settings import StagePods
+from support.built import (
+    DATA,
+    GPU_CLUSTER,
+    PODS,
+    SFT,
+    Object,
+    cluster,
+    environment,
+    groups,
+    made,
+    meta,
+    mounts,
+    pod_specs,
+    ray_job,
+    run_spec,
+    service,
+)
+
+# What a RayJob is
+
+
+def test_ray_job_leaves_retries_and_deadlines_to_the_operator() -> None:
+    spec = ray_job("sft")["spec"]
+    spec.pop("rayClusterSpec")
+    assert spec == {
+        "submissionMode": "HTTPMode",
+        "entrypoint": "python -m plumbline.stage /plumbline/state/run-3.json sft --attempt 2",
+        "shutdownAfterJobFinishes": True,
+        "backoffLimit": 0,
+    }
+
+
+def test_labels_say_whose_a_child_and_its_pods_are() -> None:
+    value = ray_job("sft")
+    own = value["metadata"]["labels"]
+    assert own[labels.RUN] == "run"
+    assert own[labels.RUN_UID] == "uid-1"
+    assert (own[labels.STAGE], own[labels.ATTEMPT], own[labels.PLAN]) == ("sft", "2", "3")
+    assert own["app.kubernetes.io/component"] == "stage"
+    assert value["metadata"]["annotations"] == {labels.FINGERPRINT: "f" * 20}
+    owner = value["metadata"]["ownerReferences"]
+    assert [(one["uid"], one["controller"], one["blockOwnerDeletion"]) for one in owner] == [("uid-1", True, False)]
+    head = value["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"]["labels"]
+    # KubeRay's Services select Pods by its own app.kubernetes.io/name.
+    assert head == {key: word for key, word in own.items() if key != "app.kubernetes.io/name"}
+
+
+def test_kueue_starts_a_queued_job_and_sees_no_autoscaler() -> None:
+    value = ray_job("data", queueName="team-queue")
+    assert value["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-queue"
+    assert value["spec"]["suspend"] is True
+    assert "enableInTreeAutoscaling" not in value["spec"]["rayClusterSpec"]
+    assert groups(value["spec"]["rayClusterSpec"]) == {"workers": (1, 1, 1)}
+    assert service(queueName="team-queue")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-queue"
+
+
+# Shapes of clusters
+
+
+def test_without_a_word_the_kind_decides() -> None:
+    assert groups(cluster("data")) == {"workers": (1, 0, 1)}
+    assert groups(cluster("sft")) == {"workers": (4, 4, 4)}
+    assert groups(cluster("rl")) == {"workers": (2, 2, 2), "rollout": (3, 3, 3)}
+    assert groups(cluster("check")) == {"workers": (1, 0, 1)}
+    assert groups(service()["spec"]["rayClusterConfig"]) == {"workers": (2, 2, 2)}
+    many = {"sources": [{"uri": "x"}], "parallelism": 9}
+    assert groups(cluster("data", stages=[{"name": "data", "curate": many}])) == {"workers": (1, 0, 5)}
+
+
+def test_curation_and_evaluation_are_autoscaled_and_training_is_not() -> None:
+    for stage, autoscaled in {"data": True, "check": True, "sft": False, "rl": False}.items():
+        assert cluster(stage).get("enableInTreeAutoscaling", False) is autoscaled
+    options = cluster("data")["autoscalerOptions"]
+    assert options["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {one["mountPath"] for one in options["volumeMounts"]} == {"/tmp", pods.HOME}
+
+
+def test_the_head_keeps_free_of_work_unless_it_is_alone_or_has_gpus() -> None:
+    assert cluster("sft")["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    assert cluster("sft", cluster={"workers": []})["headGroupSpec"]["rayStartParams"] == {}
+    assert cluster("sft", cluster={"head": {"gpus": 1}})["headGroupSpec"]["rayStartParams"] == {}
+    assert service()["spec"]["excludeHeadPodFromServeSvc"] is True
+    for shape in ({"workers": []}, {"head": {"gpus": 1}}):  # replicas may lie there
+        assert service(cluster=shape)["spec"]["excludeHeadPodFromServeSvc"] is False
+
+
+def test_gpus_and_accelerators_place_the_pods() -> None:
+    (group,) = cluster("sft", cluster=GPU_CLUSTER)["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    assert group["labels"] == {"ray.io/accelerator-type": "H100"}
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "zone": "a"}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    amounts = {"cpu": "32", "memory": "256Gi", "nvidia.com/gpu": "8"}
+    assert pod["containers"][0]["resources"] == {"requests": amounts, "limits": amounts}
+
+
+def test_curation_takes_the_runs_groups_without_their_gpus_unless_it_says_so_itself() -> None:
+    (group,) = cluster("data", cluster=GPU_CLUSTER)["workerGroupSpecs"]
+    assert "labels" not in group
+    assert group["template"]["spec"]["nodeSelector"] == {"zone": "a"}
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "2", "memory": "4Gi"}
+    (own,) = cluster("data", cluster=GPU_CLUSTER, stages=[{**DATA, "cluster": {"workers": [{"gpus": 1}]}}])[
+        "workerGroupSpecs"
+    ]
+    assert own["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_a_stage_overrides_the_runs_cluster_field_by_field() -> None:
+    mine = {**SFT, "cluster": {"head": {"memory": "9Gi"}, "rayVersion": "2.59.0"}}
+    found = cluster("sft", stages=[DATA, mine], cluster={**GPU_CLUSTER, "image": "mine:1", "head": {"memory": "5Gi"}})
+    head = found["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert (head["image"], found["rayVersion"]) == ("mine:1", "2.59.0")
+    assert head["resources"]["limits"]["memory"] == "9Gi"
+    assert groups(found) == {"workers": (2, 2, 2)}
+
+
+def test_a_range_of_replicas_makes_any_group_autoscaled() -> None:
+    workers = [{"name": "few", "minReplicas": 0, "replicas": 2, "maxReplicas": 6}, {"name": "fixed", "replicas": 3}]
+    found = cluster("sft", cluster={"workers": workers})
+    assert found["enableInTreeAutoscaling"] is True
+    assert groups(found) == {"few": (2, 0, 6), "fixed": (3, 3, 3)}
+
+
+# The plan Job
+
+
+def test_plan_job_runs_the_planner_once() -> None:
+    value = made(PlanJob(3, 2), StagePods(image="stage:1"))
+    assert value["metadata"]["name"] == "run-plan-3-2"
+    assert value["spec"]["backoffLimit"] == 0
+    (pod,) = pod_specs(value)
+    assert pod["restartPolicy"] == "Never"
+    container = pod["containers"][0]
+    assert container["image"] == "stage:1"
+    assert container["command"] == ["python", "-m", "plumbline.planner", "--generation", "3", "--attempt", "2"]
+    assert "/dev/shm" not in mounts(pod)
+    assert value["spec"]["template"]["metadata"]["labels"][labels.PLAN] == "3"
+
+
+def test_planning_has_the_heads_account_and_volumes() -> None:
+    mount = {"name": "nfs", "mountPath": "/nfs"}
+    containers = [{"name": "ray-head", "env": [{"name": "A", "value": "1"}]}, {"name": "plan", "volumeMounts": [mount]}]
+    template = {"spec": {"serviceAccountName": "cloud", "volumes": [{"name": "nfs"}], "containers": containers}}
+    (pod,) = pod_specs(made(PlanJob(3, 1), cluster={"head": {"template": template}}))
+    assert pod["serviceAccountName"] == "cloud"
+    assert [one["name"] for one in pod["containers"]] == ["plan"]
+    assert mounts(pod)["/nfs"] == {"name": "nfs"}
+    assert pod["containers"][0]["command"][-1] == "1"
+
+
+@pytest.mark.parametrize("sources", [1, 64])
+def test_the_planner_reads_back_the_very_run(sources: int) -> None:
+    uris = [{"uri": f"s3://bucket/$(HOME)/$$/{i:03}-" + "x" * (20 if sources == 1 else 900)} for i in range(sources)]
+    stages = [{"name": f"data-{i}", "curate": {"sources": uris}} for i in range(1 if sources == 1 else 4)]
+    (pod,) = pod_specs(made(PlanJob(3, 1), stages=stages))
+    text = environment(pod)["PLUMBLINE_RUN"]
+    assert len(text) < 128 * 1024 - 20
+    assert text.startswith("gz:") is (sources > 1)
+    assert "$" not in text  # Kubernetes would replace $(HOME) and $$
+    run = read_run({"PLUMBLINE_RUN": text})
+    assert (run.metadata.name, run.metadata.namespace) == ("run", "team")
+    assert run.spec == run_spec(stages=stages)
+
+
+def test_a_long_run_is_packed_the_same_way_each_time() -> None:
+    uris = [{"uri": f"s3://bucket/{i:03}-" + "x" * 1000} for i in range(64)]
+    stages = [{"name": f"data-{i}", "curate": {"sources": uris}} for i in range(2)]
+    packed = base64.b64decode(
+        environment(pod_specs(made(PlanJob(3, 1), stages=stages))[0])["PLUMBLINE_RUN"].removeprefix("gz:")
+    )
+    assert b"AlignmentRun" in gzip.decompress(packed)
+    assert packed[4:8] == bytes(4)  # no time in the header
+
+
+# The endpoint
+
+
+def test_ray_service_serves_the_stage_through_our_application() -> None:
+    value = service()
+    assert value["metadata"]["name"] == "run-live"
+    config = json.loads(value["spec"]["serveConfigV2"])
+    assert config["http_options"] == {"host": "0.0.0.0", "port": 8000}
+    (application,) = config["applications"]
+    assert (application["name"], application["route_prefix"]) == ("model", "/")
+    assert application["import_path"] == "plumbline.serving.cluster:build"
+    assert application["args"] == {"run": "/plumbline/state/run-3.json", "stage": "live", "fingerprint": "f" * 20}
+    assert value["spec"]["upgradeStrategy"] == {"type": "NewCluster"}
+
+
+def test_a_new_model_or_plan_is_a_new_cluster() -> None:
+    def config(fingerprint: str, generation: int) -> Object:
+        found: Object = made(Endpoint("live", fingerprint, generation, "shape"))["spec"]["rayClusterConfig"]
+        for group in found["workerGroupSpecs"]:  # what KubeRay leaves out of its comparison
+            del group["replicas"], group["minReplicas"], group["maxReplicas"]
+        return found
+
+    assert config("a" * 20, 3) == config("a" * 20, 3)
+    assert config("a" * 20, 3) != config("b" * 20, 3)
+    assert config("a" * 20, 3) != config("a" * 20, 4)
+
+
+def test_the_version_before_is_kept_and_comes_back() -> None:
+    before = service()["spec"]
+    update = made(Endpoint("live", "b" * 20, 4, "shape-2", "cluster-1", before, "f" * 20))
+    annotations = update["metadata"]["annotations"]
+    assert annotations[labels.FINGERPRINT] == "b" * 20
+    assert (annotations[observed.SHAPE], annotations[observed.REPLACES]) == ("shape-2", "cluster-1")
+    assert json.loads(annotations[observed.HEALTHY]) == before
+    assert annotations[observed.HEALTHY_FINGERPRINT] == "f" * 20
+    back = made(Restored("live", before, "f" * 20, "b" * 20))
+    assert back["spec"] == before
+    assert back["metadata"]["name"] == update["metadata"]["name"]
+    assert back["metadata"]["annotations"] == {labels.FINGERPRINT: "f" * 20, observed.REFUSED: "b" * 20}
+
+
+# Access
+
+
+def access(settings: StagePods = PODS, **fields: Any) -> dict[str, Object]:
+    return {one["kind"]: one for one in build(Access(), meta(), run_spec(**fields), settings)}
+
+
+def test_pods_may_touch_their_runs_config_map_only() -> None:
+    found = access()
+    assert list(found) == ["ConfigMap", "ServiceAccount", "Role", "RoleBinding"]
+    assert "data" not in found["ConfigMap"]
+    assert found["Role"]["rules"] == [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["run-state"], "verbs": ["get", "patch"]}
+    ]
+    assert found["RoleBinding"]["roleRef"]["name"] == found["Role"]["metadata"]["name"]
+    assert [one["name"] for one in found["RoleBinding"]["subjects"]] == ["run-stage"]
+
+
+def test_an_account_that_a_template_names_may_report_too() -> None:
+    head = {"template": {"spec": {"serviceAccountName": "cloud"}}}
+    found = access(cluster={"head": head})
+    assert [one["name"] for one in found["RoleBinding"]["subjects"]] == ["run-stage", "cloud"]
+    assert pod_specs(ray_job("sft", cluster={"head": head}))[0]["serviceAccountName"] == "cloud"
+
+
+def test_network_policy_lets_in_kuberay_users_and_the_run_itself() -> None:
+    policy = access(StagePods(network_policy=True, kuberay_namespace="ray-system"))["NetworkPolicy"]["spec"]
+    ours = {"podSelector": {"matchLabels": {labels.RUN_UID: "uid-1"}}}
+    assert policy["podSelector"] == ours["podSelector"]
+    assert {"from": [ours]} in policy["ingress"]
+    assert {"to": [ours]} in policy["egress"]
+    kuberay = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ray-system"}}}
+    (ports,) = [{port["port"] for port in rule["ports"]} for rule in policy["ingress"] if rule["from"] == [kuberay]]
+    assert ports == {8265, 52365, 8000}

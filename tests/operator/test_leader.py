@@ -1,0 +1,145 @@
+"""The leader's thread on the real API server: kopf watches, leaves no trace, and ends when it is told to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+
+from plumbline.api.run import GROUP, PLURAL, VERSION
+from plumbline_operator import metrics, names
+from plumbline_operator.leader import Leader
+from plumbline_operator.settings import Settings, StagePods
+from support.apiserver import ApiServer
+
+pytestmark = pytest.mark.apiserver
+RUN = {
+    "apiVersion": f"{GROUP}/{VERSION}",
+    "kind": "AlignmentRun",
+    "metadata": {"name": "run"},
+    "spec": {
+        "model": {"base": "builtin://tiny"},
+        "workspace": {"uri": "s3://bucket/runs"},
+        "stages": [{"name": "data", "curate": {"sources": [{"uri": "builtin://skills"}]}}],
+    },
+}
+
+
+class Lead:
+    """A leader of one namespace, and the API as the administrator sees it."""
+
+    def __init__(self, server: ApiServer, namespace: str) -> None:
+        api = config.new_client_from_config(config_file=server.kubeconfig)
+        self.runs, self.jobs, self.core = client.CustomObjectsApi(api), client.BatchV1Api(api), client.CoreV1Api(api)
+        self.namespace = namespace
+        self.leads = True
+        self.ended = threading.Event()
+        settings = Settings(stage_pods=StagePods(claim="workspace"))
+        self.thread = Leader(settings, [namespace], lambda: self.leads, "me", self.ended.set)
+
+    def create(self) -> None:
+        self.runs.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, RUN)
+
+    def run(self) -> dict[str, Any]:
+        value: dict[str, Any] = self.runs.get_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, "run")
+        return value
+
+    def job(self) -> Any:
+        found = self.jobs.list_namespaced_job(self.namespace).items
+        return found[0] if found else None
+
+    def stop(self) -> bool:
+        self.thread.stop()
+        return self.ended.wait(30)
+
+
+def eventually(what: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 60
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture
+def lead(bare_server: ApiServer, bare_namespace: str) -> Iterator[Lead]:
+    lead = Lead(bare_server, bare_namespace)
+    yield lead
+    assert lead.stop()
+
+
+def test_objects_that_were_there_and_that_come_are_seen(lead: Lead) -> None:
+    lead.create()
+    lead.thread.start()
+    job = eventually(lead.job)
+    assert job.metadata.name == names.plan_job("run", 1, 1)
+    eventually(lambda: lead.thread.listed)
+    assert lead.thread.problems() == []
+    lead.jobs.delete_namespaced_job(job.metadata.name, lead.namespace, propagation_policy="Background")
+    again = eventually(lambda: (found := lead.job()) and found.metadata.uid != job.metadata.uid and found)
+    assert again.metadata.name == job.metadata.name
+
+
+def test_kopf_leaves_no_trace(lead: Lead) -> None:
+    lead.thread.start()
+    lead.create()
+    job = eventually(lead.job)
+    lead.core.patch_namespaced_config_map(names.state("run"), lead.namespace, {"data": {"note": "x"}})
+    eventually(lambda: lead.run()["status"].get("phase"))
+    assert lead.stop()
+    state = lead.core.read_namespaced_config_map(names.state("run"), lead.namespace)
+    for meta in (client.ApiClient().sanitize_for_serialization(one.metadata) for one in (job, state)):
+        assert not meta.get("finalizers")
+        assert all(key.startswith("plumbline.dev/") for key in meta.get("annotations") or {})
+    run = lead.run()["metadata"]
+    assert "finalizers" not in run
+    assert "annotations" not in run
+    assert {entry["manager"] for entry in run["managedFields"]} <= {"plumbline-operator", "OpenAPI-Generator"}
+
+
+def test_one_that_leads_no_more_writes_nothing(lead: Lead) -> None:
+    lead.leads = False
+    lead.thread.start()
+    lead.create()
+    eventually(lambda: lead.thread.listed)
+    before = lead.run()["metadata"]["resourceVersion"]
+    lead.runs.patch_namespaced_custom_object(
+        GROUP, VERSION, lead.namespace, PLURAL, "run", {"metadata": {"labels": {"seen": "yes"}}}
+    )
+    assert lead.stop()
+    assert lead.run()["metadata"]["resourceVersion"] != before
+    assert "status" not in lead.run()
+    assert lead.job() is None
+
+
+def test_a_stop_takes_the_runs_out_of_the_metrics(lead: Lead) -> None:
+    lead.thread.start()
+    lead.create()
+    series = f'plumbline_run_info{{namespace="{lead.namespace}"'
+    eventually(lambda: series in metrics.text().decode())
+    assert lead.stop()
+    assert series not in metrics.text().decode()
+    assert lead.thread.problems() == ["the leader's thread has ended"]
+    assert not lead.thread.failed
+
+
+def test_stopping_before_it_began(lead: Lead) -> None:
+    lead.thread.stop()
+    lead.thread.start()
+    assert lead.ended.wait(30)
+
+
+def test_a_restart_of_the_api_server_is_lived_through(lead: Lead, bare_server: ApiServer) -> None:
+    lead.thread.start()
+    eventually(lambda: lead.thread.listed)
+    bare_server.stop_api()
+    time.sleep(1)
+    assert lead.thread.is_alive()
+    bare_server.start_api()
+    lead.create()
+    eventually(lead.job)
+    assert lead.thread.problems() == []
