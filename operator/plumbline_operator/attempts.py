@@ -126,13 +126,13 @@ def _start(draft: Draft, node: Node, stage: StageStatus, jobs: Collection[RayJob
             "progress": None,
         }
     )
-    _create(draft, started)
+    _create(draft, started, first=stage.attempt == 0)
     return started
 
 
-def _create(draft: Draft, stage: StageStatus) -> None:
+def _create(draft: Draft, stage: StageStatus, first: bool = False) -> None:
     assert stage.fingerprint is not None
-    draft.create.append(StageJob(stage.name, stage.attempt, stage.fingerprint, draft.generation))
+    draft.create.append(StageJob(stage.name, stage.attempt, stage.fingerprint, draft.generation, first))
 
 
 def _ending(draft: Draft, stage: str, jobs: list[RayJobView]) -> Cause | None:

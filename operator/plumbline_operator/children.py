@@ -66,7 +66,7 @@ class Children:
         kind, _ = child(run.name, desired)
         if kind.startswith("Ray") and kind not in self._served:
             raise Trouble("KubeRayMissing", _kuberay_missing(kind))
-        if isinstance(desired, StageJob):
+        if isinstance(desired, StageJob) and not desired.first:
             await self._check_pods(run, desired)
         values = self._build(desired, run, spec, self._pods)
         if isinstance(desired, PlanJob | StageJob):

@@ -31,6 +31,7 @@ from plumbline_operator.settings import Patience, Settings
 
 log = logging.getLogger(__name__)
 WORKERS = 8
+POSTS = 2  # Events that are posted at the same time
 Decide = Callable[[Observed, Patience, float], Outcome]
 
 
@@ -75,6 +76,8 @@ class Controller:
         self._written: dict[RunKey, float] = {}  # when the status was written last
         self._woken: dict[RunKey, float] = {}  # when the first event came that no reconcile has answered
         self._numbers = itertools.count(1)
+        self._posts: set[asyncio.Task[None]] = set()
+        self._posting = asyncio.Semaphore(POSTS)
 
     def saw(self, view: View) -> None:
         """A watch told of an object."""
@@ -99,6 +102,11 @@ class Controller:
     async def work(self) -> None:
         """Work until the queue is closed; what is in hand then is finished."""
         await asyncio.gather(*(self._worker() for _ in range(WORKERS)))
+        await self.told()
+
+    async def told(self) -> None:
+        """Return when every Event so far is posted."""
+        await asyncio.gather(*self._posts)
 
     async def _worker(self) -> None:
         while (key := await self.queue.get()) is not None:
@@ -145,8 +153,10 @@ class Controller:
         try:
             await self._write_children(key, observed.run, outcome)
         finally:
-            for note in events.notes(old, new):
-                await self._post(observed.run, note)
+            for note in events.notes(old, new):  # told beside the work: nobody waits for them
+                task = asyncio.create_task(self._post(observed.run, note))
+                self._posts.add(task)
+                task.add_done_callback(self._posts.discard)
         if outcome.delete_run:
             log.info("the run's time to live is over: deleting it")
             await self._delete_run(observed.run)
@@ -276,7 +286,10 @@ class Controller:
             "count": 1,
         }
         try:
-            await self._cluster.create(value)
+            async with self._posting:
+                await self._cluster.create(value)
+        except NotLeading:
+            pass  # the next leader does not tell it; the status has it
         except ApiError as error:
             if not error.exists:
                 log.warning("an Event could not be posted: %s", error)

@@ -24,12 +24,14 @@ class StageJob:
 
     Attributes:
         generation: whose plan (`run-GENERATION.json`) it follows.
+        first: nothing of this stage was ever created, so that no Pods can be left.
     """
 
     stage: str
     attempt: int
     fingerprint: str
     generation: int
+    first: bool = False
 
 
 @dataclass(frozen=True)

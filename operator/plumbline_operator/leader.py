@@ -24,8 +24,9 @@ from plumbline_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 LOOK_FOR_KINDS, LOOK_FOR_MORE_KINDS = 10.0, 60.0  # seconds: while a needed kind is missing, and else
-STOP = 8.0  # seconds for what is in hand, then again for the watches
+STOP = 8.0  # seconds for what is in hand
 STUCK, STALLED = 120.0, 60.0  # seconds
+LEAVE = 2.0  # seconds for the watches to end; what they were told can be listed again
 SCANNED = 3.0  # seconds from kopf's first watch to its last
 
 
@@ -50,28 +51,28 @@ class Leader(threading.Thread):
         self._settings, self._namespaces = settings, list(namespaces)
         self._may_write, self._identity, self._ended = may_write, identity, ended
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._stopping = False
+        self._halt: asyncio.Event | None = None
+        self._halting = threading.Event()
         self._pulse, self._listed, self._problems = time.monotonic(), False, list[str]()
         self.failed = False
         """Whether it ended by an error of its own."""
 
     def run(self) -> None:
         try:
-            asyncio.run(self._lead())
+            self._lead()
         except Exception:
             self.failed = True
             log.exception("the leader ended by an error")
         finally:
-            metrics.forget_all()
             self._ended()
 
     def stop(self) -> None:
         """Finish what is in hand and end. From any thread."""
-        self._stopping = True
-        if self._loop is not None and self._stop is not None:
-            with contextlib.suppress(RuntimeError):  # it has ended already
-                self._loop.call_soon_threadsafe(self._stop.set)
+        self._halting.set()
+        loop, halt = self._loop, self._halt
+        if loop is not None and halt is not None:
+            with contextlib.suppress(RuntimeError):  # this session has ended already
+                loop.call_soon_threadsafe(halt.set)
 
     def problems(self) -> list[str]:
         """Why this process should be restarted. An API server that cannot be reached is no reason."""
@@ -87,23 +88,30 @@ class Leader(threading.Thread):
         """Whether all objects are known and the reconciles have begun."""
         return self._listed
 
-    async def _lead(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        if self._stopping:
-            return
+    def _lead(self) -> None:
+        """One session after the other, each in a loop of its own: kopf does not always end when it should."""
         failures = 0
+        while not self._halting.is_set():
+            begun = time.monotonic()
+            self._pulse, self._problems = begun, []
+            loop = asyncio.new_event_loop()
+            try:
+                loop.run_until_complete(self._log_in(loop))
+            except Exception as error:
+                failures = 1 if time.monotonic() - begun > STALLED else failures + 1
+                delay = min(10.0, backoff(failures))
+                log.error("watching ended, again in %.1f s: %s", delay, str(error) or type(error).__name__)
+                self._halting.wait(delay)
+            finally:
+                _leave(loop)
+                metrics.forget_all()
+
+    async def _log_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._halt, self._loop = asyncio.Event(), loop
+        if self._halting.is_set():
+            return
         async with Cluster(self._may_write) as cluster:
-            while not self._stop.is_set():
-                begun = time.monotonic()
-                try:
-                    self._pulse, self._problems = begun, []
-                    await self._session(cluster, await cluster.served(), self._stop)
-                except Exception as error:
-                    failures = 1 if time.monotonic() - begun > STALLED else failures + 1
-                    delay = min(10.0, backoff(failures))
-                    log.error("watching ended, again in %.1f s: %s", delay, str(error) or type(error).__name__)
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._stop.wait(), delay)
+            await self._session(cluster, await cluster.served(), self._halt)
 
     async def _session(self, cluster: Cluster, served: frozenset[Resource], stop: asyncio.Event) -> None:
         """Watch and reconcile until a kind comes or goes, the watches fail, or all is to stop."""
@@ -115,27 +123,27 @@ class Leader(threading.Thread):
         names = [namespace for namespace in self._namespaces if namespace is not None]
         if await self._nothing_there(cluster, served):
             listed.set()  # kopf has no event to tell of
-        # kopf cancels, when it ends, the tasks that were created after it.
-        work = _task(self._work(controller, audit, listed))
         watched: set[tuple[str, str, str]] = set()
+        work = _task(self._work(controller, audit, listed))
         aside = [
             _task(self._beat(controller, audit)),
             _task(_until_kinds_change(cluster, served)),
             _task(_check(served, watched)),
             _task(stop.wait()),
         ]
-        watch = _task(
-            kopf.operator(
-                registry=handlers.registry(controller, served, listed),
-                settings=handlers.settings(served, watched),
-                standalone=True,
-                clusterwide=not names,
-                namespaces=names,
-                stop_flag=end,
-            )
+        before = asyncio.all_tasks()
+        parts = await kopf.spawn_tasks(
+            registry=handlers.registry(controller, served, listed),
+            settings=handlers.settings(served, watched),
+            standalone=True,
+            clusterwide=not names,
+            namespaces=names,
+            stop_flag=end,
         )
+        watch = _task(kopf.run_tasks(parts, ignored=before))
         try:
-            done, _ = await asyncio.wait([work, watch, *aside], return_when=asyncio.FIRST_COMPLETED)
+            # The parts too: where one fails, kopf as a whole may go on for ever without it.
+            done, _ = await asyncio.wait([work, watch, *parts, *aside], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._listed = False
             controller.queue.close()
@@ -144,14 +152,10 @@ class Leader(threading.Thread):
             for task in (work, *aside):
                 task.cancel()
             end.set()
-            await asyncio.wait([watch], timeout=STOP)
-            watch.cancel()
-            ended = await asyncio.gather(work, watch, *aside, return_exceptions=True)
-            metrics.forget_all()
-        for task, result in zip((work, watch, *aside), ended, strict=True):
-            if task in done and isinstance(result, Exception):
-                raise result
-        if watch in done:
+            await asyncio.wait([watch], timeout=LEAVE)
+        for task in done - {aside[-1]}:
+            task.result()
+        if done.intersection((watch, *parts)):
             raise RuntimeError("kopf ended by itself")
 
     async def _work(self, controller: Controller, audit: Audit, listed: asyncio.Event) -> None:
@@ -207,6 +211,17 @@ async def _check(served: frozenset[Resource], watched: set[tuple[str, str, str]]
     if deaf:
         raise RuntimeError(f"kopf does not watch {', '.join(deaf)}")
     await asyncio.Event().wait()
+
+
+def _leave(loop: asyncio.AbstractEventLoop) -> None:
+    """Close a loop, whatever still runs in it."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left, timeout=LEAVE))
+    loop.set_exception_handler(lambda _, __: None)  # it would tell of each task that is left behind
+    loop.close()
 
 
 def _tell(served: frozenset[Resource]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from plumbline.api.status import Phase
+from plumbline_operator.status import Reason
 from support.chart import CHART, Object, one, render
 
 ENABLED: Object = {"metrics": {name: {"enabled": True} for name in ("serviceMonitor", "prometheusRule", "dashboard")}}
@@ -142,3 +143,13 @@ def test_the_config_map_holds_the_dashboard() -> None:
     found = one(render(ENABLED), "ConfigMap", "plumbline-dashboard")
     assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(found["data"]["plumbline.json"]) == dashboard()
+
+
+def test_the_operations_page_speaks_of_what_there_is() -> None:
+    page = (CHART.parents[1] / "docs" / "operations.md").read_text()
+    assert set(re.findall(r"`(plumbline_[a-z_]+)`", page)) <= known().keys()
+    assert set(re.findall(r"^\| (Plumbline\w+)", page, re.MULTILINE)) <= {rule["alert"] for rule in alerts()}
+    table = page[page.index("| reason | means") :]
+    reasons = {name for cell in re.findall(r"^\|([^|]*)\|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)}
+    assert len(reasons) > 20
+    assert reasons <= set(Reason)

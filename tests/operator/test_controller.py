@@ -473,6 +473,7 @@ def test_events_are_posted_once_and_never_hold_anything_up(in_world: InWorld, mo
         note = controller_module.events.Note("Warning", "OutOfMemory", "Retry", "stage 'sft': killed")
         monkeypatch.setattr(controller_module.events, "notes", lambda old, new: [note, note])
         await world.reconcile()
+        await world.controller.told()
         listed = await world.cluster._request("list", "events", f"/api/v1/namespaces/{world.namespace}/events")
         (event,) = listed["items"]
         assert (event["type"], event["reason"], event["message"]) == (note.type, note.reason, note.message)

@@ -136,6 +136,7 @@ def test_stopping_before_it_began(lead: Lead) -> None:
 def test_a_restart_of_the_api_server_is_lived_through(lead: Lead, bare_server: ApiServer) -> None:
     lead.thread.start()
     eventually(lambda: lead.thread.listed)
+    time.sleep(2)  # kopf watches by now, most likely; the end must be the same either way
     bare_server.stop_api()
     time.sleep(1)
     assert lead.thread.is_alive()

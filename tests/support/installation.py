@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -17,12 +19,13 @@ from support.apiserver import ApiServer, find_api_server
 from support.fake_kuberay import FakeCluster, kueue
 from support.operator_process import Operator
 from support.project import Project
-from support.rest import LEASES, RUNS, Kind, Object, Refused
+from support.rest import LEASES, RUNS, Kind, Object
 
 INSTALLED = ("CustomResourceDefinition", "ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
 QUICK: Object = {
     "scope": "cluster",
     "progressInterval": 1,
+    "auditInterval": 5,
     "patience": {
         "retryBase": 1,
         "retryLimit": 4,
@@ -89,13 +92,7 @@ class Installation:
         for value in self._objects:
             if value["kind"] in INSTALLED:
                 self.apply(value)
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(Refused):
-                self.list(RUNS, "default")
-                return
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        self.list(RUNS, "default")  # answered once the type is served
 
     def _operator(self, name: str) -> Operator:
         container = chart.one(self._objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
@@ -114,6 +111,30 @@ class Installation:
         """Delete the Lease of a killed operator, so that the next need not wait for its end."""
         name = next(one for one in self.operator._arguments if one.startswith("--lease=")).removeprefix("--lease=")
         self.fake.call(self.fake.rest.delete(LEASES, chart.NAMESPACE, name))
+
+    def restart_server(self, pause: float = 1.0) -> None:
+        """The API server goes and comes back over the same data. In its first moments it knows no Roles and forbids all."""
+        self.server.stop_api()
+        time.sleep(pause)
+        self.server.start_api()
+        lease = LEASES.path(chart.NAMESPACE, chart.RELEASE)
+        deadline = time.monotonic() + 60
+        while self._code(lease) not in (200, 404):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        self.proxy.requests[:] = [one for one in self.proxy.requests if one.code not in (401, 403)]
+
+    def _code(self, path: str) -> int:
+        """Status of a request by the operator's account."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.proxy.port}{path}")
+        request.add_header("Authorization", f"Bearer {self.account}")
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
 
     # Objects, as the administrator.
 

@@ -88,7 +88,7 @@ class Rest:
         """Until it is answered.
 
         Raises:
-            Refused: with a 4xx other than 429.
+            Refused: with a 4xx that will not pass by itself.
         """
         data = None if body is None else json.dumps(body)
         while True:
@@ -101,7 +101,7 @@ class Rest:
                     if answer.status < 300:
                         found: Object = json.loads(text)
                         return found
-                    if answer.status < 500 and answer.status != 429:
+                    if not _passes(answer.status, text):
                         raise Refused(answer.status, text)
             except UNREACHABLE:
                 pass
@@ -190,3 +190,14 @@ class Rest:
                     if event["type"] == "ERROR":
                         return
                     yield event["type"], event["object"]
+
+
+def _passes(status: int, text: str) -> bool:
+    """Whether a refusal will pass: also that of an API server that has just started, where an administrator has no rights
+    yet and types are unknown."""
+    if status == 404:
+        try:
+            return "name" not in (json.loads(text).get("details") or {})
+        except ValueError:
+            return True
+    return status >= 500 or status in (401, 403, 429)

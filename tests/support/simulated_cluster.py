@@ -268,6 +268,7 @@ class Simulation:
             and self.now < (unix(pod["metadata"].get("deletionTimestamp")) or self.now) + PATIENCE.ending
         ]
         assert not any(key in self.cache for key in keys), f"{desired} begins beside a Pod that was known"
+        assert not (desired.first and keys), f"{desired} begins beside a Pod and does not look"
         if keys:
             self.sync(*keys)
         return bool(keys)

@@ -64,8 +64,9 @@ class RayJob:
             acting = asyncio.create_task(self._act(behaviour))
             halted = asyncio.create_task(self._until(lambda: self._deleted or self._to_suspend))
             await asyncio.wait({acting, halted}, return_when=asyncio.FIRST_COMPLETED)
-            if not halted.done():
-                await self._until(lambda: self._deleted)
+            if acting.done():
+                acting.result()
+                await asyncio.wait({halted})
             acting.cancel()
             halted.cancel()
             await asyncio.gather(acting, halted, return_exceptions=True)
