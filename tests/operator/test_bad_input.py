@@ -36,7 +36,7 @@ def test_a_run_that_slipped_past_the_crd(project: Project) -> None:
     assert project.status()["phase"] == "Failed"
     assert not project.on.list(JOBS, project.name)
     assert not project.on.list(RAY_JOBS, project.name)
-    project.wait(lambda: _accepted(project, pipeline(DATA)))
+    project.patch({"spec": {"stages": [DATA]}})
     project.wait_condition("Complete")
 
 

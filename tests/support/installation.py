@@ -25,7 +25,6 @@ INSTALLED = ("CustomResourceDefinition", "ServiceAccount", "Role", "RoleBinding"
 QUICK: Object = {
     "scope": "cluster",
     "progressInterval": 1,
-    "auditInterval": 5,
     "patience": {
         "retryBase": 1,
         "retryLimit": 4,
