@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from plumbline.api.report import Result, StageReport, stage_key
+from plumbline.api.report import PlanReport, Result, StageReport, stage_key
 from plumbline.api.status import StageStatus
 from plumbline.graph import Node
 from plumbline_operator import diagnosis, names
 from plumbline_operator.desired import StageJob
 from plumbline_operator.diagnosis import Cause
 from plumbline_operator.draft import Draft
-from plumbline_operator.observed import PodView, RayJobView, unix
+from plumbline_operator.observed import PodView, RayJobView
 from plumbline_operator.status import Reason, timestamp
 
 DONE = ("Succeeded", "Cached")
@@ -35,6 +35,17 @@ def current(stage: StageStatus) -> bool:
     return stage.phase in ("Waiting", "Running") and stage.retry_time is None
 
 
+def believable(report: StageReport | PlanReport | None) -> int:
+    """The attempt that wrote a report, 0 where there is none: its program may have written any number."""
+    return report.attempt if report is not None and report.attempt < 10**6 else 0
+
+
+def numbered(draft: Draft, stage: str) -> dict[int, RayJobView]:
+    """The stage's RayJobs by attempt. Their names tell, because labels can be edited."""
+    found = ((names.number(job.meta.name, draft.run_name, stage), job) for job in draft.observed.ray_jobs)
+    return {number: job for number, job in found if number is not None}
+
+
 def advance(draft: Draft, node: Node, stage: StageStatus, result: Result | None, may_start: bool) -> StageStatus:
     """One step of a stage whose fingerprint is `stage.fingerprint`.
 
@@ -45,7 +56,7 @@ def advance(draft: Draft, node: Node, stage: StageStatus, result: Result | None,
         result: its artifact, where that is known to be whole.
         may_start: whether a new attempt may begin.
     """
-    jobs = _jobs(draft, node.name, stage.attempt)
+    jobs = numbered(draft, node.name)
     job = jobs.get(stage.attempt) if current(stage) else None
     for number, other in jobs.items():
         if not other.ended and not (current(stage) and number == stage.attempt):
@@ -58,17 +69,14 @@ def advance(draft: Draft, node: Node, stage: StageStatus, result: Result | None,
         return _attend(draft, node, stage, job, may_start)
     if not may_start:
         return stage
-    if stage.retry_time is not None:
-        due = unix(stage.retry_time) or 0.0
-        if draft.now < due:
-            draft.look_again(due)
-            return stage
+    if stage.retry_time is not None and not draft.due(stage.retry_time, stage.failures):
+        return stage
     return _start(draft, node, stage, jobs.values())
 
 
 def suspend(draft: Draft, stage: StageStatus) -> StageStatus:
     """End the current attempt; a later one goes on from its checkpoint."""
-    for job in _jobs(draft, stage.name, stage.attempt).values():
+    for job in numbered(draft, stage.name).values():
         if not job.ended:
             draft.remove("RayJob", job.meta.name, job.meta.deleted)
     if done(stage) or stage.phase in ("Failed", "Blocked") or (stage.phase == "Pending" and not stage.attempt):
@@ -89,17 +97,6 @@ def fail(draft: Draft, stage: StageStatus, cause: Cause) -> StageStatus:
         words = f"attempt {stage.attempt} failed, attempt {stage.attempt + 1} begins at {timestamp(due)}: {cause.message}"
         changes |= {"phase": "Waiting", "message": words, "retry_time": timestamp(due)}
     return stage.model_copy(update=changes)
-
-
-def _jobs(draft: Draft, stage: str, attempts: int) -> dict[int, RayJobView]:
-    """The stage's RayJobs by attempt; found by name too, because labels can be edited away."""
-    found = {job.meta.attempt: job for job in draft.observed.ray_jobs if job.meta.stage == stage}
-    by_name = {job.meta.name: job for job in draft.observed.ray_jobs}
-    for number in range(1, attempts + 1):
-        job = by_name.get(names.ray_job(draft.run_name, stage, number))
-        if job is not None:
-            found[number] = job
-    return found
 
 
 def _start(draft: Draft, node: Node, stage: StageStatus, jobs: Collection[RayJobView]) -> StageStatus:
@@ -163,7 +160,8 @@ def _attend(draft: Draft, node: Node, stage: StageStatus, job: RayJobView | None
         if draft.now >= deadline:
             draft.remove("RayJob", job.meta.name, job.meta.deleted)
             words = f"the Ray cluster's dashboard has not been reachable since {timestamp(since)}"
-            return fail(draft, stage, diagnosis.of_pods(pods) or Cause(Reason.DASHBOARD_UNREACHABLE, words))
+            unreachable = Cause(Reason.DASHBOARD_UNREACHABLE, words)
+            return fail(draft, stage, diagnosis.of_lost(pods) or diagnosis.of_pods(pods) or unreachable)
         draft.look_again(deadline)
     if job.job == "RUNNING" and job.deployment == "Running":
         unreadable = draft.observed.state is not None and stage_key(node.name) in draft.observed.state.rubbish
@@ -200,6 +198,7 @@ def _await_result(draft: Draft, stage: StageStatus, job: RayJobView) -> StageSta
     failures = stage.failures + 1
     if failures > draft.spec.backoff_limit + 1:
         return fail(draft, stage, Cause(Reason.RESULT_LOST, words))
+    draft.look_again(draft.now)  # planning begins in the next step, and no event may come
     changes = {"phase": "Pending", "failures": failures, "reason": Reason.RESULT_LOST, "message": words, "progress": None}
     return stage.model_copy(update=changes)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterable
 
 import aiohttp
@@ -21,6 +22,7 @@ from plumbline_operator.observed import project
 
 log = logging.getLogger(__name__)
 PATIENCE = 5.0  # seconds that an event may be under way
+_Watch = tuple[str, str | None]  # kind and namespace
 
 
 class Audit:
@@ -37,9 +39,10 @@ class Audit:
     ) -> None:
         self._cluster, self._cache, self._controller = cluster, cache, controller
         self._resources, self._namespaces, self._patience = list(resources), list(namespaces), patience
-        self._missed: set[str] = set()
-        self.stale: frozenset[str] = frozenset()
-        """Kinds of which events were missed before each of the last two audits."""
+        self._missed: set[_Watch] = set()
+        self._heard: Counter[tuple[str, str]] = Counter()  # up to the last audit
+        self.deaf: frozenset[str] = frozenset()
+        """Kinds of which a watch told nothing between the last two audits, while each of them found something missed."""
 
     async def run(self, interval: float) -> None:
         """Audit for ever, every so many seconds."""
@@ -47,20 +50,29 @@ class Audit:
             await asyncio.sleep(interval)
             try:
                 await self.once()
-            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
-                log.warning("the audit could not be made: %s", str(error) or type(error).__name__)
+            except Exception as error:
+                expected = isinstance(error, ApiError | aiohttp.ClientError | TimeoutError)
+                log.warning("the audit could not be made: %s", str(error) or type(error).__name__, exc_info=not expected)
 
     async def once(self) -> set[str]:
         """Compare and repair; the kinds of which events were missed."""
-        missed = {resource.kind for resource in self._resources if await self._audit(resource)}
-        self.stale = frozenset(missed & self._missed)
-        self._missed = missed
-        return missed
+        heard, missed = Counter(self._controller.heard), set()
+        for resource in self._resources:
+            for namespace in self._namespaces:
+                if await self._audit(resource, namespace):
+                    missed.add((resource.kind, namespace))
+        # A watch that is behind is not deaf: a restart would put it back further.
+        heard.subtract(self._heard)
+        self.deaf = frozenset(
+            kind
+            for kind, namespace in missed & self._missed
+            if not any(n for (of, where), n in heard.items() if of == kind and namespace in (None, where))
+        )
+        self._missed, self._heard = missed, Counter(self._controller.heard)
+        return {kind for kind, _ in missed}
 
-    async def _audit(self, resource: Resource) -> int:
-        suspects = set()
-        for namespace in self._namespaces:
-            suspects |= await self._suspects(resource, namespace)
+    async def _audit(self, resource: Resource, namespace: str | None) -> int:
+        suspects = await self._suspects(resource, namespace)
         if not suspects:
             return 0
         await asyncio.sleep(self._patience)
@@ -98,5 +110,5 @@ class Audit:
                 self._controller.wake(view)
             return told
         if cached is not None:
-            self._controller.gone(resource.kind, namespace, name, cached.meta.uid)
+            self._controller.gone(resource.kind, namespace, name, cached.meta.uid, cached.meta.version)
         return cached is not None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import OrderedDict
-from collections.abc import Iterable
 from typing import TypeVar
 
 from plumbline_operator.kinds import RUN
@@ -45,7 +45,7 @@ class Cache:
         self._runs: dict[str, RunKey] = {}
         self._children: dict[str, set[ViewKey]] = {}
         self._workloads: dict[RunKey, set[ViewKey]] = {}  # by namespace and name of the RayJob
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, float] = OrderedDict()  # version at which each was gone
 
     def __len__(self) -> int:
         return len(self._views)
@@ -59,7 +59,7 @@ class Cache:
         meta = view.meta
         key = (KINDS[type(view)], meta.namespace, meta.name)
         known = self._views.get(key)
-        if meta.uid in self._gone or (known is not None and meta.version <= known.meta.version):
+        if meta.version <= self._gone.get(meta.uid, 0) or (known is not None and meta.version <= known.meta.version):
             return False
         if known is not None:
             self._unlink(key, known)
@@ -67,14 +67,22 @@ class Cache:
         self._link(key, view)
         return True
 
-    def drop(self, kind: str, namespace: str, name: str, uid: str) -> View | None:
-        """Forget an object that is gone; the view that was there, if it was of that object."""
-        self._gone[uid] = None
-        if len(self._gone) > GONE:
-            self._gone.popitem(last=False)
+    def drop(self, kind: str, namespace: str, name: str, uid: str, version: float = math.inf) -> View | None:
+        """Forget an object that is gone; the view that was there, if it was of that object.
+
+        Args:
+            version: from when it was gone. A watch says "deleted" also of what has lost the label that the watch selects by;
+                with its label back such an object comes back, in a later version.
+        """
         key = (kind, namespace, name)
         known = self._views.get(key)
-        if known is None or known.meta.uid != uid:
+        same = known is not None and known.meta.uid == uid
+        if known is not None and same and known.meta.version > version:
+            return None
+        self._gone[uid] = max(version, self._gone.get(uid, 0))
+        if len(self._gone) > GONE:
+            self._gone.popitem(last=False)
+        if known is None or not same:
             return None
         del self._views[key]
         self._unlink(key, known)
@@ -95,7 +103,7 @@ class Cache:
         view = self._views.get((RUN.kind, *key))
         return view if isinstance(view, RunView) else None
 
-    def runs(self) -> Iterable[RunKey]:
+    def runs(self) -> list[RunKey]:
         return list(self._runs.values())
 
     def run_of(self, view: View) -> RunKey | None:

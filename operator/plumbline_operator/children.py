@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from plumbline.api.run import RunSpec
+from plumbline.api.run import KIND, RunSpec
 from plumbline_operator import names
 from plumbline_operator.cache import KINDS, Cache
 from plumbline_operator.cluster import ApiError, Cluster
@@ -86,7 +86,7 @@ class Children:
             await self._cluster.delete(reference.kind, meta.namespace, meta.name, meta.uid)
             self._cache.mark_deleted(reference.kind, meta.namespace, meta.name, meta.uid, now)
         except ApiError as error:
-            if not (error.not_found or error.conflict):
+            if not (error.gone or error.conflict):
                 raise
             self._cache.drop(reference.kind, meta.namespace, meta.name, meta.uid)
 
@@ -98,6 +98,10 @@ class Children:
             return
         changed = await self._cluster.merge("ConfigMap", run.meta.namespace, name, {"data": dict.fromkeys(keys)})
         self._cache.put(project(changed))
+
+    def doubt(self, uid: str) -> None:
+        """An attempt failed, perhaps for want of what is not watched: look whether it is as it was made."""
+        self._applied.pop(uid, None)
 
     def forget(self, uid: str) -> None:
         """The run is gone."""
@@ -140,7 +144,8 @@ class Children:
                 live = await self._owned(run, value)
             if live is None:
                 raise ApiError(409, "Conflict", f"{_named(value)} was there and is gone: try again")
-        if (live["metadata"].get("annotations") or {}).get(HASH) != digest or not _is_labelled(live, value):
+        same = (live["metadata"].get("annotations") or {}).get(HASH) == digest and _is_labelled(live, value)
+        if not same or (kind not in KINDS.values() and not _covers(live, value)):
             await self._cluster.hand_over(live)
             live = await self._apply(value, live["metadata"]["uid"])
         if kind in KINDS.values():
@@ -187,6 +192,8 @@ class Children:
         if any(owner.get("uid") == run.uid for owner in owners):
             return live
         owner = next((one for one in owners if one.get("controller")), None) or next(iter(owners), None)
+        if owner is not None and (owner["kind"], owner["name"]) == (KIND, run.name):
+            raise Trouble("NameTaken", f"{_named(value)} of an earlier run of this name is not deleted yet")
         whose = f"belongs to {owner['kind']} '{owner['name']}'" if owner else "has no owner"
         words = f"{_named(value)} exists and {whose}; rename or delete it, or give the run another name"
         raise Trouble("NameTaken", words)
@@ -198,6 +205,15 @@ def _is_labelled(live: Object, value: Object) -> bool:
     return all(kept.get(key) == wanted[key] for key in wanted if key.startswith("plumbline.dev/"))
 
 
+def _covers(live: Any, value: Any) -> bool:
+    """Whether all that we set is still so; the API server and others may have added to it."""
+    if isinstance(value, dict):
+        return isinstance(live, dict) and all(_covers(live.get(key), one) for key, one in value.items())
+    if isinstance(value, list):
+        return isinstance(live, list) and len(live) == len(value) and all(map(_covers, live, value))
+    return bool(live == value)
+
+
 def _explained(value: Object, error: ApiError) -> Exception:
     """What users can do something about becomes Trouble; the rest passes by itself."""
     words = f"{_named(value)}: {error}"
@@ -206,7 +222,7 @@ def _explained(value: Object, error: ApiError) -> Exception:
     if error.status == 403:
         quota = "exceeded quota" in str(error)
         return Trouble("QuotaExceeded" if quota else "Forbidden", words)
-    if error.status in (400, 404, 422):
+    if error.status in (400, 404, 422) or (error.status == 500 and "failed calling webhook" in words):
         return Trouble("ChildRejected", words)
     return error
 

@@ -18,7 +18,8 @@ Object = dict[str, Any]
 FIELD_MANAGER = "plumbline-operator"
 CONNECT_TIMEOUT, REQUEST_TIMEOUT = 5.0, 10.0  # seconds
 PAGE = 500
-METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+_AS = "application/json;as={};g=meta.k8s.io;v=v1,application/json"
+METADATA, METADATA_LIST = _AS.format("PartialObjectMetadata"), _AS.format("PartialObjectMetadataList")
 _METHODS = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE", "get": "GET", "list": "GET"}
 _READS = ("get", "list")
 
@@ -32,7 +33,13 @@ class ApiError(Exception):
 
     @property
     def not_found(self) -> bool:
+        """There is no such object, or no such kind."""
         return self.status == 404
+
+    @property
+    def gone(self) -> bool:
+        """There is no such object. Of a kind that it does not know (yet, while it starts) the API server says less."""
+        return self.not_found and self.reason == "NotFound"
 
     @property
     def exists(self) -> bool:
@@ -87,6 +94,16 @@ class Cluster:
     async def get(self, kind: str | Resource, namespace: str, name: str) -> Object:
         resource = kind if isinstance(kind, Resource) else RESOURCES[kind]
         return await self._do("get", resource, namespace, name)
+
+    async def exists(self, resource: Resource, namespace: str, name: str) -> bool:
+        """Whether there is such an object. What a Secret holds is not asked for."""
+        try:
+            await self._do("get", resource, namespace, name, accept=METADATA)
+        except ApiError as error:
+            if error.not_found:
+                return False
+            raise
+        return True
 
     async def create(self, value: Object) -> Object:
         resource, namespace = RESOURCES[value["kind"]], value["metadata"]["namespace"]
@@ -152,7 +169,7 @@ class Cluster:
         if resource.selector:
             query["labelSelector"] = resource.selector
         while True:
-            page = await self._do("list", resource, namespace, query=query, accept=METADATA_ONLY)
+            page = await self._do("list", resource, namespace, query=query, accept=METADATA_LIST)
             for item in page.get("items") or ():
                 yield item["metadata"]
             token = (page.get("metadata") or {}).get("continue")

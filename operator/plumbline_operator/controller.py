@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,10 +19,10 @@ import aiohttp
 from plumbline.api.run import API_VERSION, KIND
 from plumbline.api.status import RunStatus
 from plumbline_operator import events, logs, metrics
-from plumbline_operator.cache import Cache, RunKey
+from plumbline_operator.cache import KINDS, Cache, RunKey
 from plumbline_operator.children import Build, Children, Trouble, child
 from plumbline_operator.cluster import FIELD_MANAGER, ApiError, Cluster, NotLeading
-from plumbline_operator.desired import Access
+from plumbline_operator.desired import Access, PlanJob, StageJob
 from plumbline_operator.draft import Outcome
 from plumbline_operator.observed import Fault, Observed, RunView, View, project
 from plumbline_operator.queue import WorkQueue, backoff
@@ -32,6 +33,7 @@ from plumbline_operator.settings import Patience, Settings
 log = logging.getLogger(__name__)
 WORKERS = 8
 POSTS = 2  # Events that are posted at the same time
+RESYNC = 600.0  # seconds
 Decide = Callable[[Observed, Patience, float], Outcome]
 
 
@@ -71,6 +73,8 @@ class Controller:
         self._references = References(cluster, settings)
         self._identity = identity
         self.queue: WorkQueue[RunKey] = WorkQueue()
+        self.heard: Counter[tuple[str, str]] = Counter()
+        """How many events the watches have told of, by kind and namespace."""
         self._troubles: dict[str, dict[tuple[str, str], _Trouble]] = {}  # by run UID and child
         self._uids: dict[RunKey, str] = {}
         self._written: dict[RunKey, float] = {}  # when the status was written last
@@ -81,14 +85,16 @@ class Controller:
 
     def saw(self, view: View) -> None:
         """A watch told of an object."""
+        self.heard[KINDS[type(view)], view.meta.namespace] += 1
         if self._cache.put(view):
             self.wake(view)
 
-    def gone(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """A watch told that an object is gone."""
+    def gone(self, kind: str, namespace: str, name: str, uid: str, version: int) -> None:
+        """A watch told that an object is gone, or that it no longer has the label that the watch selects by."""
+        self.heard[kind, namespace] += 1
         view = self._cache.get(kind, namespace, name)
         key = self._cache.run_of(view) if view is not None else None
-        if self._cache.drop(kind, namespace, name, uid) is not None and key is not None:
+        if self._cache.drop(kind, namespace, name, uid, version) is not None and key is not None:
             self._woken.setdefault(key, time.monotonic())
             self.queue.add(key)
 
@@ -98,6 +104,14 @@ class Controller:
         if key is not None:
             self._woken.setdefault(key, time.monotonic())
             self.queue.add(key)
+
+    async def resync(self, interval: float = RESYNC) -> None:
+        """Look at every run in each interval, whatever the watches tell and however the clock was set; for ever."""
+        while True:
+            runs = self._cache.runs()
+            for number, key in enumerate(runs):
+                self.queue.add_after(key, interval * (number + 1) / len(runs))
+            await asyncio.sleep(interval)
 
     async def work(self) -> None:
         """Work until the queue is closed; what is in hand then is finished."""
@@ -122,7 +136,8 @@ class Controller:
             with metrics.RECONCILE_DURATION.time():
                 await self.reconcile_run(key)
         except NotLeading:
-            log.info("not leading any more: left to the next leader")
+            log.info("not leading: left to the next leader")
+            self.queue.retry(key)  # a renewal of the lease that was only late makes this process the next one
             return
         except Exception as error:
             name = error.reason or str(error.status) if isinstance(error, ApiError) else type(error).__name__
@@ -172,8 +187,9 @@ class Controller:
             self._forget(key)
         self._uids[key] = uid
         faults = {one: trouble.fault for one, trouble in self._troubles.get(uid, {}).items()}
-        claim = self._settings.stage_pods.claim
-        return dataclasses.replace(observed, faults=faults, default_claim=claim)
+        pods = self._settings.stage_pods
+        known = frozenset(pods.accelerators)
+        return dataclasses.replace(observed, faults=faults, default_claim=pods.claim, accelerators=known)
 
     async def _decided(self, observed: Observed) -> Outcome:
         outcome = self._decide(observed, self._settings.patience, time.time())
@@ -198,7 +214,7 @@ class Controller:
         try:
             written = await self._cluster.write_status(*key, str(run.meta.version), value)
         except ApiError as error:
-            if error.not_found:
+            if error.gone:
                 self._cache.drop(KIND, *key, run.meta.uid)
             elif error.conflict:
                 await self._refresh(key, run)
@@ -214,7 +230,7 @@ class Controller:
         try:
             self._cache.put(project(await self._cluster.get(KIND, *key)))
         except ApiError as error:
-            if not error.not_found:
+            if not error.gone:
                 raise
             self._cache.drop(KIND, *key, run.meta.uid)
 
@@ -241,6 +257,8 @@ class Controller:
                 self.queue.add_after(key, wait)
                 continue
             try:
+                if isinstance(desired, PlanJob | StageJob) and desired.attempt > 1:
+                    self._children.doubt(run.meta.uid)
                 if Access() in outcome.create:
                     changed |= await self._children.make(run.meta, spec, Access())
                 made = await self._children.make(run.meta, spec, desired)
@@ -302,7 +320,7 @@ class Controller:
             await self._cluster.delete(KIND, meta.namespace, meta.name, meta.uid)
             self._cache.mark_deleted(KIND, meta.namespace, meta.name, meta.uid, time.time())
         except ApiError as error:
-            if not (error.not_found or error.conflict):
+            if not (error.gone or error.conflict):
                 raise
 
     def _forget(self, key: RunKey) -> None:

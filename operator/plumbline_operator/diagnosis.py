@@ -60,10 +60,21 @@ def of_pods(pods: Iterable[PodView]) -> Cause | None:
     return None
 
 
-def of_queue(job: RayJobView, workloads: Iterable[WorkloadView]) -> Cause | None:
-    """What Kueue says of a RayJob that it holds back."""
+def of_lost(pods: Iterable[PodView]) -> Cause | None:
+    """The first Pod that ended though nobody told it to."""
+    return next((lost for pod in pods if (lost := _of_terminated(pod) or _of_disruption(pod)) is not None), None)
+
+
+def admitted_at(child: str, workloads: Iterable[WorkloadView]) -> float:
+    """Since when Kueue lets a RayJob or RayService run; 0 where it has no say."""
+    admissions = (one.conditions.get("Admitted") for one in workloads if one.owner_name == child)
+    return max((one.since or 0.0 for one in admissions if one is not None and one.status == "True"), default=0.0)
+
+
+def of_queue(child: str, workloads: Iterable[WorkloadView]) -> Cause | None:
+    """What Kueue says of a RayJob or RayService that it holds back."""
     for workload in workloads:
-        if workload.owner_name != job.meta.name:
+        if workload.owner_name != child:
             continue
         conditions = workload.conditions
         if _true(conditions, "Admitted"):
@@ -90,7 +101,7 @@ def of_cluster(job: RayJobView) -> Cause | None:
 def of_waiting(job: RayJobView, pods: list[PodView], workloads: Iterable[WorkloadView]) -> Cause:
     """Why a RayJob does not run yet."""
     if job.suspended or job.deployment in ("Suspended", "Suspending"):
-        held = of_queue(job, workloads)
+        held = of_queue(job.meta.name, workloads)
         if held is not None:
             return held
         if job.meta.labels.get("kueue.x-k8s.io/queue-name"):
@@ -123,10 +134,9 @@ def of_failure(job: RayJobView, pods: list[PodView], report: StageReport | None)
         return Cause(reason, report.error.message, report.error.permanent)
     if job.deployment == "Complete" and job.job == "STOPPED":
         return Cause(Reason.STOPPED, "somebody stopped the Ray job")
-    for pod in pods:
-        lost = _of_terminated(pod) or _of_disruption(pod)
-        if lost is not None:
-            return lost
+    lost = of_lost(pods)
+    if lost is not None:
+        return lost
     words = last_lines(job.message)
     if job.deployment == "ValidationFailed":
         return Cause(Reason.CHILD_REJECTED, f"KubeRay refuses the RayJob: {words}", permanent=True)

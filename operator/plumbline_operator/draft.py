@@ -8,7 +8,7 @@ from plumbline.api.run import RunSpec
 from plumbline.api.status import RunStatus
 from plumbline.graph import Graph
 from plumbline_operator.desired import Desired, Reference
-from plumbline_operator.observed import Fault, Observed, PodView
+from plumbline_operator.observed import Fault, Observed, PodView, unix
 from plumbline_operator.settings import Patience
 
 
@@ -38,8 +38,7 @@ class Draft:
     """An outcome in the making, with what everybody needs to read.
 
     Attributes:
-        may_start: whether new attempts may begin (not suspended, not over its deadline, planned).
-        stopping: why running attempts must end, None if they may go on.
+        wake: Unix time at which something may change without an event.
     """
 
     observed: Observed
@@ -75,6 +74,14 @@ class Draft:
     def delay(self, failures: int) -> float:
         """Seconds to wait after that many failures: doubling, bounded."""
         return min(self.patience.retry_limit, self.patience.retry_base * 2.0 ** min(failures - 1, 30))
+
+    def due(self, retry_time: str, failures: int) -> bool:
+        """Whether the time of a retry has come. One that is farther off than any delay: the clock was set back meanwhile."""
+        due = unix(retry_time) or 0.0
+        if not self.now < due <= self.now + 2 * self.delay(failures):
+            return True
+        self.look_again(due)
+        return False
 
     def living_pods(self, stage: str | None) -> list[PodView]:
         """Pods that may still run, of a stage, or of planning. One that does not end long after its deletion is on a lost node."""

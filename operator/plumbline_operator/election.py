@@ -28,7 +28,8 @@ class Terms:
 
     Attributes:
         duration: a Lease that has not changed for so long is free.
-        deadline: a leader that has not renewed for so long leads no more. The difference covers requests in hand.
+        deadline: a leader that has not renewed for so long leads no more: it begins no write. A write that was begun before
+            may still arrive later than the difference; that it tests a version, or a name or UID, makes it harmless.
         period: between renewals, and between looks at another's Lease.
     """
 
@@ -98,7 +99,8 @@ class Election:
 
     async def _attempt(self, once: Callable[[], Any]) -> bool:
         try:
-            return bool(await asyncio.wait_for(once(), self._terms.deadline / 2))
+            async with asyncio.timeout(self._terms.deadline / 2):  # Python 3.11's wait_for may swallow a cancellation
+                return bool(await once())
         except ApiError as error:
             if not (error.conflict or error.exists):  # another was faster: no news
                 log.warning("the lease cannot be had: %s", error)

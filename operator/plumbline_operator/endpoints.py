@@ -44,11 +44,21 @@ def serves(service: RayServiceView | None) -> bool:
 
 def healthy(service: RayServiceView) -> bool:
     """Whether what serves is what the spec says."""
+    return serves(service) and _took_over(service)
+
+
+def _took_over(service: RayServiceView) -> bool:
+    """Whether the spec is one that got healthy once, and so one to go back to: KubeRay gave its cluster the traffic."""
+    if REFUSED in service.meta.annotations:
+        return True  # the version before, put back
     upgrade = service.conditions.get("UpgradeInProgress")
     settled = upgrade is None or upgrade.status != "True"
-    replaced = service.active_cluster != service.meta.annotations.get(REPLACES, "")
-    seen = service.observed_generation >= service.meta.generation
-    return serves(service) and settled and replaced and seen
+    return settled and _replaced(service) and service.observed_generation >= service.meta.generation
+
+
+def _replaced(service: RayServiceView) -> bool:
+    """Whether another cluster has the traffic than when the spec was applied."""
+    return service.active_cluster != service.meta.annotations.get(REPLACES, "")
 
 
 def advance(draft: Draft, node: Node, stage: StageStatus, may_start: bool) -> StageStatus:
@@ -56,7 +66,7 @@ def advance(draft: Draft, node: Node, stage: StageStatus, may_start: bool) -> St
     service = find(draft, node.name)
     shape = _shape(draft, node)
     if stage.phase == "Failed":
-        _hold_back(draft, stage, service)
+        withdraw(draft, stage)
         return stage
     if attempts.done(stage):
         if service is None and may_start:  # deleted by somebody
@@ -69,13 +79,9 @@ def advance(draft: Draft, node: Node, stage: StageStatus, may_start: bool) -> St
         return stage.model_copy(update={"message": words})
     if attempts.current(stage):
         return _attend(draft, stage, service, shape, may_start)
-    if not may_start:
+    if not may_start or (stage.retry_time is not None and not draft.due(stage.retry_time, stage.failures)):
+        withdraw(draft, stage)
         return stage
-    if stage.retry_time is not None:
-        due = unix(stage.retry_time) or 0.0
-        if draft.now < due:
-            draft.look_again(due)
-            return stage
     if draft.observed.missing:
         missing = diagnosis.of_missing(draft.observed.missing)
         assert missing is not None
@@ -88,17 +94,23 @@ def advance(draft: Draft, node: Node, stage: StageStatus, may_start: bool) -> St
 
 def suspend(draft: Draft, stage: StageStatus) -> StageStatus:
     """Take back what is not serving yet; what serves goes on."""
-    if not attempts.current(stage) or attempts.done(stage):
-        return attempts.suspend(draft, stage) if stage.retry_time is not None else stage
+    if attempts.done(stage):
+        return stage
+    withdraw(draft, stage)
+    return attempts.suspend(draft, stage) if attempts.current(stage) or stage.retry_time is not None else stage
+
+
+def withdraw(draft: Draft, stage: StageStatus) -> None:
+    """See to it, of a stage that is neither at work nor serves, that no version is left which never got healthy.
+
+    The status may have said so long ago, and the operator may have ended before it did anything about it.
+    """
     service = find(draft, stage.name)
-    _take_back(draft, stage, service)
-    return attempts.suspend(draft, stage)
-
-
-def stop(draft: Draft, stage: StageStatus) -> None:
-    """The run goes no further: a version that is not healthy yet is taken back."""
-    if attempts.current(stage) and not attempts.done(stage):
-        _take_back(draft, stage, find(draft, stage.name))
+    if service is None:
+        return
+    refused = stage.phase == "Failed" and service.fingerprint == stage.fingerprint
+    if not _took_over(service) or (refused and REFUSED not in service.meta.annotations):
+        _take_back(draft, stage, service)
 
 
 def _deploy(draft: Draft, stage: StageStatus, service: RayServiceView | None, shape: str) -> StageStatus:
@@ -115,30 +127,36 @@ def _deploy(draft: Draft, stage: StageStatus, service: RayServiceView | None, sh
             "end_time": None,
         }
     )
-    _apply(draft, deploying, service, shape)
-    return deploying
+    return _attend(draft, deploying, service, shape, may_start=True)
 
 
 def _apply(draft: Draft, stage: StageStatus, service: RayServiceView | None, shape: str) -> None:
     assert stage.fingerprint is not None
     keep, keep_fingerprint = _kept(service)
     replaces = service.active_cluster if service is not None else ""
+    if service is not None and service.fingerprint == stage.fingerprint and service.plan == draft.generation:
+        replaces = service.meta.annotations.get(REPLACES, "")  # its spec stays as it is, and so does its cluster
     wanted = Endpoint(stage.name, stage.fingerprint, draft.generation, shape, replaces, keep, keep_fingerprint)
     draft.create.append(wanted)
 
 
 def _kept(service: RayServiceView | None) -> tuple[dict[str, Any] | None, str | None]:
-    """The spec to go back to: the present one if it is healthy, else the one before."""
+    """The spec to go back to: the present one if it got healthy once, else the one before."""
     if service is None:
         return None, None
-    if healthy(service) and service.fingerprint is not None:
+    if _took_over(service) and service.fingerprint is not None:
         return service.spec, service.fingerprint
+    return _before(service)
+
+
+def _before(service: RayServiceView) -> tuple[dict[str, Any] | None, str | None]:
+    """The spec that served before the present one, and its fingerprint; None where there was none."""
     annotations = service.meta.annotations
     try:
-        spec = json.loads(annotations[HEALTHY])
-    except (KeyError, ValueError):
+        spec, fingerprint = json.loads(annotations[HEALTHY]), annotations[HEALTHY_FINGERPRINT]
+    except (KeyError, ValueError, RecursionError):
         return None, None
-    return (spec, annotations.get(HEALTHY_FINGERPRINT)) if isinstance(spec, dict) else (None, None)
+    return (spec, fingerprint) if isinstance(spec, dict) else (None, None)
 
 
 def _attend(draft: Draft, stage: StageStatus, service: RayServiceView | None, shape: str, may_start: bool) -> StageStatus:
@@ -157,7 +175,9 @@ def _attend(draft: Draft, stage: StageStatus, service: RayServiceView | None, sh
     if healthy(service):
         changes = {"phase": "Running", "reason": Reason.SERVING, "message": None, "failures": 0}
         return stage.model_copy(update=changes | {"end_time": timestamp(draft.now), "artifact": None})
-    deadline = (unix(stage.start_time) or draft.now) + draft.patience.healthy
+    queued = diagnosis.of_queue(name, draft.observed.workloads)
+    began = max(unix(stage.start_time) or draft.now, diagnosis.admitted_at(name, draft.observed.workloads))
+    deadline = began + draft.patience.healthy if queued is None else float("inf")
     failure = _failure(service)
     if failure is None and draft.now >= deadline:
         words = _words(service) or "no replica got ready"
@@ -166,49 +186,39 @@ def _attend(draft: Draft, stage: StageStatus, service: RayServiceView | None, sh
         return _failed(draft, stage, service, failure)
     draft.look_again(deadline)
     pods = [pod for pod in draft.observed.pods if pod.meta.stage == stage.name]
-    cause = diagnosis.of_pods(pods) or Cause(Reason.DEPLOYING, _words(service) or "the model is being deployed")
+    cause = queued or diagnosis.of_pods(pods) or Cause(Reason.DEPLOYING, _words(service) or "the model is being deployed")
     return stage.model_copy(update={"reason": cause.reason, "message": cause.message})
 
 
 def _failed(draft: Draft, stage: StageStatus, service: RayServiceView, words: str) -> StageStatus:
-    if HEALTHY in service.meta.annotations:
-        _take_back(draft, stage, service)
-        told = f"{words}; the version before it goes on serving"
-        changes = {"phase": "Failed", "reason": Reason.ROLLED_BACK, "message": told, "retry_time": None}
-        return stage.model_copy(update=changes | {"failures": stage.failures + 1, "end_time": timestamp(draft.now)})
-    draft.remove("RayService", service.meta.name, service.meta.deleted)
-    return attempts.fail(draft, stage, Cause(Reason.UNHEALTHY, words))
+    if not _take_back(draft, stage, service):
+        return attempts.fail(draft, stage, Cause(Reason.UNHEALTHY, words))
+    told = f"{words}; the version before it goes on serving"
+    changes = {"phase": "Failed", "reason": Reason.ROLLED_BACK, "message": told, "retry_time": None}
+    return stage.model_copy(update=changes | {"failures": stage.failures + 1, "end_time": timestamp(draft.now)})
 
 
-def _hold_back(draft: Draft, stage: StageStatus, service: RayServiceView | None) -> None:
-    """See to it that a version which was refused is really gone."""
-    if service is not None and service.fingerprint == stage.fingerprint and REFUSED not in service.meta.annotations:
-        _take_back(draft, stage, service)
-
-
-def _take_back(draft: Draft, stage: StageStatus, service: RayServiceView | None) -> None:
-    """Put the version before back, or delete the RayService where there was none."""
-    if service is None or stage.fingerprint is None:
-        return
-    if service.fingerprint != stage.fingerprint:
-        return  # never applied: what is there is the version before
-    annotations = service.meta.annotations
-    keep, fingerprint = _kept(service)
-    if HEALTHY in annotations and keep is not None and fingerprint is not None:
-        draft.create.append(Restored(stage.name, keep, fingerprint, stage.fingerprint))
-    else:
+def _take_back(draft: Draft, stage: StageStatus, service: RayServiceView) -> bool:
+    """Put the version before back, or delete the RayService where there was none; returns whether there was one."""
+    spec, fingerprint = _before(service)
+    if spec is None or fingerprint is None or service.meta.deleted is not None:
         draft.remove("RayService", service.meta.name, service.meta.deleted)
+        return False
+    restored = Restored(stage.name, spec, fingerprint, service.fingerprint or "")
+    if restored not in draft.create:
+        draft.create.append(restored)
+    return True
 
 
 def _failure(service: RayServiceView) -> str | None:
     """Why the new version will never get healthy, or None."""
     ready = service.conditions.get("Ready")
-    if ready is not None and ready.reason in ("InitializingTimeout", "ValidationFailed"):
+    about_this = ready is not None and (not ready.generation or ready.generation >= service.meta.generation)
+    if ready is not None and about_this and ready.reason in ("InitializingTimeout", "ValidationFailed"):
         return f"KubeRay: {ready.reason}: {ready.message}"
     if service.observed_generation < service.meta.generation:
         return None  # what it says is about the version before
-    replaced = service.active_cluster != service.meta.annotations.get(REPLACES, "")
-    coming = service.pending or (service.active if replaced else {})
+    coming = service.pending or (service.active if _replaced(service) else {})
     for name, (status, words) in coming.items():
         if status == "DEPLOY_FAILED":
             return f"application '{name}': {status}: {diagnosis.last_lines(words)}"
@@ -225,13 +235,14 @@ def _words(service: RayServiceView) -> str | None:
 
 
 def _shape(draft: Draft, node: Node) -> str:
-    """Digest of what the RayService depends on, beside the fingerprint."""
+    """Digest of what the RayService depends on, beside the fingerprint. Without defaults: a new version of the operator, which
+    may have more of them, must not deploy anew what nobody edited."""
     spec = draft.spec
     stage = next(stage for stage in spec.stages if stage.name == node.name)
     parts = [
-        node.spec.model_dump(mode="json", by_alias=True, exclude_none=True),
+        node.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True),
         *(
-            cluster.model_dump(mode="json", by_alias=True, exclude_none=True) if cluster else None
+            cluster.model_dump(mode="json", by_alias=True, exclude_defaults=True) if cluster else None
             for cluster in (spec.cluster, stage.cluster)
         ),
         spec.queue_name,

@@ -41,10 +41,23 @@ def _register(handlers: kopf.OperatorRegistry, controller: Controller, resource:
         controller.saw(project({**body, "kind": resource.kind}))
 
     @kopf.on.event(*resource.key, id=f"heard-{resource.plural}", registry=handlers)
-    async def heard(type: str | None, namespace: str | None, name: str, uid: str, **_: Any) -> None:
+    async def heard(type: str | None, namespace: str | None, name: str, uid: str, meta: kopf.Meta, **_: Any) -> None:
         listed.set()
         if type == "DELETED":
-            controller.gone(resource.kind, namespace or "", name, uid)
+            controller.gone(resource.kind, namespace or "", name, uid, int(meta["resourceVersion"]))
+
+
+class _NoDifferences(kopf.DiffBaseStorage):
+    """What changed is for change handlers, of which there are none: copying each object to find out costs most of its time."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
 
 
 def settings(resources: Iterable[Resource], watched: set[tuple[str, str, str]]) -> kopf.OperatorSettings:
@@ -63,6 +76,7 @@ def settings(resources: Iterable[Resource], watched: set[tuple[str, str, str]]) 
 
     chosen.watching.label_selectors[note] = ""  # kopf asks it before each list and watch
     chosen.process.ultimate_exiting_timeout = None  # it would kill the process long after a session that ended by an error
+    chosen.persistence.diffbase_storage = _NoDifferences()
     chosen.posting.enabled = False  # Events are ours
     chosen.scanning.disabled = True  # no rights on namespaces and CRDs; we look for missing kinds ourselves
     chosen.networking.request_timeout = REQUEST_TIMEOUT * 3  # a list of thousands of objects takes its time
@@ -70,6 +84,7 @@ def settings(resources: Iterable[Resource], watched: set[tuple[str, str, str]]) 
     chosen.networking.error_backoffs = (1, 1, 2, 3, 5)
     chosen.watching.chunk_size = PAGE  # never all objects in memory at once
     chosen.queueing.idle_timeout = 1.0  # a task for each object that nothing happens to costs memory
+    chosen.queueing.exit_timeout = 0.5  # nobody waits longer for the watches to end
     for resource in resources:
         if resource.selector:
             chosen.watching.label_selectors[resource.key] = resource.selector

@@ -24,6 +24,8 @@ from plumbline_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 LOOK_FOR_KINDS, LOOK_FOR_MORE_KINDS = 10.0, 60.0  # seconds: while a needed kind is missing, and else
+LOOK_FOR_NOTHING = 5.0  # seconds
+SETTLED = 2.0  # seconds that an API server may need at its start to know all kinds
 STOP = 8.0  # seconds for what is in hand
 STUCK, STALLED = 120.0, 60.0  # seconds
 LEAVE = 2.0  # seconds for the watches to end; what they were told can be listed again
@@ -111,7 +113,7 @@ class Leader(threading.Thread):
         if self._halting.is_set():
             return
         async with Cluster(self._may_write) as cluster:
-            await self._session(cluster, await cluster.served(), self._halt)
+            await self._session(cluster, await _served(cluster, (RUN, *RAY)), self._halt)
 
     async def _session(self, cluster: Cluster, served: frozenset[Resource], stop: asyncio.Event) -> None:
         """Watch and reconcile until a kind comes or goes, the watches fail, or all is to stop."""
@@ -121,12 +123,11 @@ class Leader(threading.Thread):
         controller = Controller(cluster, cache, self._settings, build, self._identity, kinds)
         audit = Audit(cluster, cache, controller, served, self._namespaces)
         names = [namespace for namespace in self._namespaces if namespace is not None]
-        if await self._nothing_there(cluster, served):
-            listed.set()  # kopf has no event to tell of
         watched: set[tuple[str, str, str]] = set()
         work = _task(self._work(controller, audit, listed))
         aside = [
             _task(self._beat(controller, audit)),
+            _task(self._look_for_nothing(cluster, served, listed)),
             _task(_until_kinds_change(cluster, served)),
             _task(_check(served, watched)),
             _task(stop.wait()),
@@ -147,7 +148,8 @@ class Leader(threading.Thread):
         finally:
             self._listed = False
             controller.queue.close()
-            listed.set()
+            if not listed.is_set():
+                work.cancel()  # it has not begun
             await asyncio.wait([work], timeout=STOP)
             for task in (work, *aside):
                 task.cancel()
@@ -161,11 +163,21 @@ class Leader(threading.Thread):
     async def _work(self, controller: Controller, audit: Audit, listed: asyncio.Event) -> None:
         await listed.wait()
         self._listed = True
-        auditing = _task(audit.run(self._settings.audit_interval))
+        beside = [_task(audit.run(self._settings.audit_interval)), _task(controller.resync())]
         try:
             await controller.work()
         finally:
-            auditing.cancel()
+            for task in beside:
+                task.cancel()
+
+    async def _look_for_nothing(self, cluster: Cluster, served: frozenset[Resource], listed: asyncio.Event) -> None:
+        """Where there is no object, or none any more, kopf has no event to tell that all is listed."""
+        while not listed.is_set():
+            if await self._nothing_there(cluster, served):
+                listed.set()
+            else:
+                await asyncio.sleep(LOOK_FOR_NOTHING)
+        await asyncio.Event().wait()
 
     async def _nothing_there(self, cluster: Cluster, served: frozenset[Resource]) -> bool:
         for resource in served:
@@ -179,7 +191,7 @@ class Leader(threading.Thread):
         while True:
             self._pulse = time.monotonic()
             metrics.QUEUE_DEPTH.set(controller.queue.depth())
-            problems = [f"events of {kind} have been missed in two audits in a row" for kind in sorted(audit.stale)]
+            problems = [f"the watch of {kind} is deaf: it misses events and tells of none" for kind in sorted(audit.deaf)]
             if (busy := controller.queue.busy()) > STUCK:
                 problems.append(f"a reconcile has been running for {busy:.0f} s")
             if (stalled := controller.queue.stalled()) > STALLED and self._listed:
@@ -188,11 +200,20 @@ class Leader(threading.Thread):
             await asyncio.sleep(1.0)
 
 
+async def _served(cluster: Cluster, expected: Iterable[Resource]) -> frozenset[Resource]:
+    """The kinds that there are. Where one is missing, on second thoughts: an API server that starts knows one after the other."""
+    found = await cluster.served()
+    if not found.issuperset(expected):
+        await asyncio.sleep(SETTLED)
+        found = await cluster.served()
+    return found
+
+
 async def _until_kinds_change(cluster: Cluster, served: frozenset[Resource]) -> None:
     while True:
         await asyncio.sleep(LOOK_FOR_KINDS if not served.issuperset((RUN, *RAY)) else LOOK_FOR_MORE_KINDS)
         with contextlib.suppress(Exception):  # asked again soon
-            found = await cluster.served()
+            found = await _served(cluster, served)
             if found != served:
                 log.info("kinds have come or gone: watching anew")
                 return

@@ -1,4 +1,4 @@
-"""Prometheus metrics. Series of a run go when the run goes."""
+"""Prometheus metrics. Series of a run go when the run goes, those of a stage when the run no longer has it."""
 
 from __future__ import annotations
 
@@ -70,8 +70,10 @@ _series: dict[tuple[str, str], set[tuple[Gauge | Counter, tuple[str, ...]]]] = {
 def observe(namespace: str, run: str, old: RunStatus, new: RunStatus) -> None:
     """A run's status went from `old` to `new`."""
     phase = new.phase or "Pending"
+    stages = {stage.name for stage in new.stages or ()}
     for metric, values in list(_series.get((namespace, run), ())):
-        if metric is RUN_INFO and values[-1] != phase:
+        removed = metric in (STAGE_DURATION, STAGE_RETRIES) and values[2] not in stages
+        if removed or (metric is RUN_INFO and values[-1] != phase):
             _series[namespace, run].remove((metric, values))
             metric.remove(*values)
     _of_run(RUN_INFO, namespace, run, phase).set(1)

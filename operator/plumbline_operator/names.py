@@ -35,6 +35,12 @@ def network_policy(run: str) -> str:
     return child_name(run, "pods")
 
 
+def number(name: str, run: str, *parts: str) -> int | None:
+    """The number N of a child that is called `child_name(run, *parts, N)`, None of every other."""
+    last = name.rpartition("-")[2]
+    return int(last) if last.isdecimal() and len(last) <= 6 and child_name(run, *parts, last) == name else None
+
+
 def child_name(run: str, *parts: str) -> str:
     """`RUN-PART-…` as a DNS-1035 label of at most 47 characters.
 

@@ -62,17 +62,18 @@ class Meta:
 
 @dataclass(frozen=True)
 class Condition:
-    """Any object's condition."""
+    """Any object's condition. `generation` of the object that it speaks of is 0 where that is not said."""
 
     status: str
     reason: str
     message: str
     since: float | None
+    generation: int = 0
 
 
 @dataclass(frozen=True)
 class RunView:
-    """An AlignmentRun. `status` is None where the stored one cannot be read."""
+    """An AlignmentRun. `status` is empty where the stored one, `raw_status`, cannot be read."""
 
     meta: Meta
     spec: Object
@@ -90,10 +91,6 @@ class PlanJobView:
     reason: str
     message: str
     ended_at: float | None
-
-    @property
-    def generation(self) -> int:
-        return _int(self.meta.labels.get(labels.PLAN))
 
 
 @dataclass(frozen=True)
@@ -137,6 +134,11 @@ class RayServiceView:
     def fingerprint(self) -> str | None:
         return self.meta.annotations.get(labels.FINGERPRINT)
 
+    @property
+    def plan(self) -> int:
+        """Generation of the run that its spec was made for; 0 where that is not known."""
+        return _int(self.meta.labels.get(labels.PLAN))
+
 
 @dataclass(frozen=True)
 class PodView:
@@ -147,19 +149,16 @@ class PodView:
         waiting: (container, reason, message) of a container that cannot start.
         terminated: (container, reason, exit code, message) of a container that ended badly, also before its restart.
         disrupted: (reason, message) where the Pod is taken away: preemption, eviction, lost node.
-        grace: seconds from deletion to the kill.
     """
 
     meta: Meta
     phase: str
     node: str
     ready: bool
-    head: bool
     unschedulable: str | None
     waiting: tuple[str, str, str] | None
     terminated: tuple[str, str, int, str] | None
     disrupted: tuple[str, str] | None
-    grace: float
 
     @property
     def ended(self) -> bool:
@@ -168,7 +167,7 @@ class PodView:
 
 @dataclass(frozen=True)
 class WorkloadView:
-    """A Kueue Workload; `owner_name` is the RayJob that it stands for."""
+    """A Kueue Workload; `owner_name` is the RayJob or RayService that it stands for."""
 
     meta: Meta
     owner_name: str
@@ -191,7 +190,7 @@ class Fault:
     """A child that could not be made, as the last attempt to make it found.
 
     Attributes:
-        reason: `NameTaken`, `KubeRayMissing`, `ChildRejected` or `QuotaExceeded`.
+        reason: `NameTaken`, `KubeRayMissing`, `ChildRejected`, `QuotaExceeded`, `Forbidden` or `EarlierAttemptEnding`.
     """
 
     reason: str
@@ -206,6 +205,7 @@ class Observed:
         faults: by (kind, name) of the child.
         missing: (kind, name) of objects that the run names and that do not exist.
         default_claim: claim of runs whose workspace is a path and that name none.
+        accelerators: types for which the operator knows node labels.
     """
 
     run: RunView
@@ -218,6 +218,7 @@ class Observed:
     faults: dict[tuple[str, str], Fault] = field(default_factory=dict)
     missing: tuple[tuple[str, str], ...] = ()
     default_claim: str | None = None
+    accelerators: frozenset[str] = frozenset()
 
 
 View = RunView | PlanJobView | RayJobView | RayServiceView | PodView | WorkloadView | StateView
@@ -324,14 +325,12 @@ def _pod(value: Object) -> PodView:
         phase=status.get("phase", "Pending"),
         node=(value.get("spec") or {}).get("nodeName", ""),
         ready=_true(conditions, "Ready"),
-        head=meta.labels.get("ray.io/node-type") == "head",
         unschedulable=scheduled.message or scheduled.reason
         if scheduled is not None and scheduled.status == "False" and scheduled.reason != "SchedulingGated"
         else None,
         waiting=next((found for one in containers if (found := _waiting(one)) is not None), None),
         terminated=next((ended for one in containers if (ended := _terminated(one)) is not None), None),
         disrupted=disrupted,
-        grace=float((value.get("metadata") or {}).get("deletionGracePeriodSeconds") or 0),
     )
 
 
@@ -410,7 +409,11 @@ def _conditions(value: Object) -> dict[str, Condition]:
     found = ((value.get("status") or {}).get("conditions")) or ()
     return {
         one.get("type", ""): Condition(
-            one.get("status", ""), one.get("reason", ""), one.get("message", ""), unix(one.get("lastTransitionTime"))
+            one.get("status", ""),
+            one.get("reason", ""),
+            one.get("message", ""),
+            unix(one.get("lastTransitionTime")),
+            _int(one.get("observedGeneration")),
         )
         for one in found
     }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from plumbline.api.report import PlanReport, run_key
 from plumbline.api.status import PlanStatus
-from plumbline_operator import diagnosis, names
+from plumbline_operator import attempts, diagnosis, names
 from plumbline_operator.desired import PlanJob
 from plumbline_operator.diagnosis import Cause
 from plumbline_operator.draft import Draft
-from plumbline_operator.observed import PlanJobView, unix
+from plumbline_operator.observed import PlanJobView, PodView
 from plumbline_operator.status import Reason, timestamp
 
 
@@ -25,7 +25,12 @@ def advance(draft: Draft, old: PlanStatus | None, may_start: bool, again: bool) 
         planning as it is, and the plan once it is done. Planning that goes no further has reason `PlanFailed`.
     """
     plan = old if old is not None and old.generation == draft.generation else _begun(draft)
+    plan, report = _advance(draft, plan, may_start, again)
     _clear_away(draft, plan, may_start)
+    return plan, report
+
+
+def _advance(draft: Draft, plan: PlanStatus, may_start: bool, again: bool) -> tuple[PlanStatus, PlanReport | None]:
     if plan.done and not again and (report := _report(draft, plan)) is not None:
         return plan, report
     if plan.done:
@@ -36,9 +41,7 @@ def advance(draft: Draft, old: PlanStatus | None, may_start: bool, again: bool) 
     if plan.reason == Reason.PLAN_FAILED or not may_start:
         return plan, None
     if plan.retry_time is not None:
-        due = unix(plan.retry_time) or 0.0
-        if draft.now < due:
-            draft.look_again(due)
+        if not draft.due(plan.retry_time, plan.failures):
             return plan, None
         plan = plan.model_copy(update={"attempt": plan.attempt + 1, "retry_time": None})
     return _attend(draft, plan), None
@@ -46,8 +49,10 @@ def advance(draft: Draft, old: PlanStatus | None, may_start: bool, again: bool) 
 
 def _begun(draft: Draft) -> PlanStatus:
     """Planning of a new generation; where the status got lost, with the attempt that is there."""
-    there = [job.meta.attempt for job in draft.observed.plan_jobs if job.generation == draft.generation]
-    return PlanStatus(generation=draft.generation, attempt=max([1, *there]))
+    parts = draft.run_name, "plan", str(draft.generation)
+    there = [names.number(job.meta.name, *parts) or 1 for job in draft.observed.plan_jobs]
+    report = draft.observed.state.plans.get(draft.generation) if draft.observed.state is not None else None
+    return PlanStatus(generation=draft.generation, attempt=max([1, attempts.believable(report), *there]))
 
 
 def _attend(draft: Draft, plan: PlanStatus) -> PlanStatus:
@@ -74,8 +79,8 @@ def _attend(draft: Draft, plan: PlanStatus) -> PlanStatus:
         return _failed(
             draft, plan, Cause(Reason.RESULT_LOST, "the plan Job succeeded, and its plan is not in the ConfigMap")
         )
-    pods = [pod for pod in draft.observed.pods if pod.meta.stage is None]
-    return _waiting(plan, diagnosis.of_pods(pods) or Cause(Reason.PLANNING, "external inputs are being resolved"))
+    found = diagnosis.of_pods(_pods(draft, job))
+    return _waiting(plan, found or Cause(Reason.PLANNING, "external inputs are being resolved"))
 
 
 def _report(draft: Draft, plan: PlanStatus) -> PlanReport | None:
@@ -97,10 +102,16 @@ def _error(draft: Draft, plan: PlanStatus) -> Cause | None:
     return Cause(Reason.PROGRAM_FAILED, report.error.message, report.error.permanent)
 
 
+def _pods(draft: Draft, job: PlanJobView) -> list[PodView]:
+    """The Job's Pods: an earlier attempt's words are not this one's."""
+    of_plans = (pod for pod in draft.observed.pods if pod.meta.stage is None)
+    return [pod for pod in of_plans if pod.meta.name.startswith(f"{job.meta.name}-")]
+
+
 def _cause(draft: Draft, job: PlanJobView) -> Cause:
     """Why a plan Job failed without a word from its program."""
-    for pod in draft.observed.pods:
-        if pod.meta.stage is None and pod.terminated is not None:
+    for pod in _pods(draft, job):
+        if pod.terminated is not None:
             container, reason, code, words = pod.terminated
             told = diagnosis.last_lines(words) or reason
             kind = Reason.OUT_OF_MEMORY if reason == "OOMKilled" else Reason.PROGRAM_FAILED

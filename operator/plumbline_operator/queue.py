@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 RETRY_BASE, RETRY_LIMIT = 0.5, 60.0  # seconds
+SLACK = 100  # entries of the heap that may be void before it is cleared of them
 
 
 def backoff(failures: int) -> float:
@@ -84,7 +85,8 @@ class WorkQueue(Generic[K]):
                     break
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
         return None
 
     def done(self, key: K) -> None:
@@ -113,4 +115,7 @@ class WorkQueue(Generic[K]):
     def _push(self, due: float, key: K) -> None:
         self._count += 1
         heapq.heappush(self._heap, (due, self._count, key))
+        if len(self._heap) > 2 * len(self._due) + SLACK:  # times far away that an earlier one has made void
+            self._heap = [(at, number, one) for at, number, one in self._heap if self._due.get(one) == at]
+            heapq.heapify(self._heap)
         self._changed.set()

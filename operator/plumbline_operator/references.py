@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 
 from plumbline.api.run import RunSpec
+from plumbline_operator.builders.pods import workspace_mount
 from plumbline_operator.cluster import ApiError, Cluster
 from plumbline_operator.kinds import LOCAL_QUEUES, RESOURCES, Resource
 from plumbline_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 REMEMBERED = 300.0  # seconds that a positive answer holds
+KEPT = 1000  # answers
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 class References:
@@ -20,17 +24,16 @@ class References:
 
     def __init__(self, cluster: Cluster, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._cluster, self._settings, self._clock = cluster, settings, clock
-        self._there: dict[tuple[str, str, str], float] = {}
+        self._answers: dict[tuple[str, str, str], tuple[bool, float]] = {}  # and until when they hold
 
     async def missing(self, namespace: str, spec: RunSpec) -> tuple[tuple[str, str], ...]:
         """(kind, name) of what the run names and does not exist."""
         return tuple([one for one in self._named(spec) if not await self._exists(namespace, *one)])
 
     def _named(self, spec: RunSpec) -> Iterator[tuple[str, str]]:
-        path = "://" not in spec.workspace.uri or spec.workspace.uri.startswith("file://")
-        claim = spec.workspace.persistent_volume_claim or (self._settings.stage_pods.claim if path else None)
-        if claim is not None:
-            yield "PersistentVolumeClaim", claim
+        workspace = workspace_mount(spec, self._settings.stage_pods)
+        if workspace is not None:
+            yield "PersistentVolumeClaim", workspace[0]
         if spec.queue_name is not None:
             yield "LocalQueue", spec.queue_name
         for secret in (spec.workspace.credentials_secret, spec.model.token_secret):
@@ -38,21 +41,25 @@ class References:
                 yield "Secret", secret
 
     async def _exists(self, namespace: str, kind: str, name: str) -> bool:
+        if _NAME.fullmatch(name) is None:
+            return False  # nothing can be called so, and it must not get into the path of a request
         now = self._clock()
-        if self._there.get((kind, namespace, name), 0.0) > now:
-            return True
+        exists, until = self._answers.get((kind, namespace, name), (False, now))
+        if now < until:
+            return exists
         resources = LOCAL_QUEUES if kind == "LocalQueue" else (RESOURCES[kind],)
-        if not any([await self._answers(resource, namespace, name) for resource in resources]):
-            return False
-        self._there[kind, namespace, name] = now + REMEMBERED
-        return True
+        exists = any([await self._look(resource, namespace, name) for resource in resources])
+        # A thousand runs that wait for one claim ask for it once.
+        until = now + (REMEMBERED if exists else self._settings.patience.recheck / 2)
+        if len(self._answers) >= KEPT:
+            self._answers = {key: answer for key, answer in self._answers.items() if now < answer[1]}
+        self._answers[kind, namespace, name] = exists, until
+        return exists
 
-    async def _answers(self, resource: Resource, namespace: str, name: str) -> bool:
+    async def _look(self, resource: Resource, namespace: str, name: str) -> bool:
         try:
-            await self._cluster.get(resource, namespace, name)
+            return await self._cluster.exists(resource, namespace, name)
         except ApiError as error:
-            if error.not_found:
-                return False
             if error.status != 403:
                 raise
             # Not being allowed to look is no reason to refuse the run: its Pods will say what they lack.

@@ -38,6 +38,7 @@ class Reason(StrEnum):
     NAME_TAKEN = "NameTaken"
     KUBERAY_MISSING = "KubeRayMissing"
     CHILD_REJECTED = "ChildRejected"
+    FORBIDDEN = "Forbidden"
     # Why an attempt failed
     PROGRAM_FAILED = "ProgramFailed"
     INVALID_INPUT = "InvalidInput"
@@ -64,7 +65,6 @@ class Reason(StrEnum):
     # The run as a whole
     VALID = "Valid"
     WORKING = "Working"
-    WAITING = "Waiting"
     COMPLETE = "Complete"
     NOT_SUSPENDED = "NotSuspended"
     NO_ENDPOINT = "NoEndpoint"

@@ -248,22 +248,24 @@ class Workspace:
         else:
             self.filesystem.pipe_file(self.path(*parts), text)  # one PUT is atomic
 
-    def acquire(self, fingerprint: str, holder: str, attempt: int | None = None) -> int:
-        """Take the right to write an artifact: higher attempts fence lower ones.
+    def acquire(self, fingerprint: str, holder: str, attempt: int | None = None, run: str | None = None) -> int:
+        """Take the right to write an artifact: higher attempts of a run fence lower ones.
 
         Args:
             fingerprint: of the artifact.
             holder: who asks; a unique word.
             attempt: the driver's attempt number; None takes the next one.
+            run: UID of the run that counts these attempts. Numbers of another run, such as one of the same name that was
+                deleted, say nothing about the order: who comes later takes over.
 
         Raises:
             Fenced: a later attempt holds it.
         """
         lease = self.read_json("leases", f"{fingerprint}.json") or {"attempt": 0}
         attempt = attempt or lease["attempt"] + 1
-        if lease["attempt"] > attempt:
+        if lease["attempt"] > attempt and lease.get("run") == run:
             raise Fenced(f"attempt {attempt} of {fingerprint} gives way to attempt {lease['attempt']}")
-        self.write_json({"attempt": attempt, "holder": holder}, "leases", f"{fingerprint}.json")
+        self.write_json({"attempt": attempt, "holder": holder, "run": run}, "leases", f"{fingerprint}.json")
         return attempt
 
     @contextmanager

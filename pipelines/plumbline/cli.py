@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from plumbline.kubectl.commands import add_commands
+from plumbline.kubectl.commands import add_cluster_options, add_commands
 
 EPILOG = "Exit codes: 0 done, 1 failed (try again), 2 wrong input, 3 gate not passed, 130 interrupted."
 
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=_version())
+    add_cluster_options(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = _command(commands, "run", _run, "run it on this machine, or on a Ray cluster")

@@ -24,24 +24,23 @@ def connect(context: str | None = None) -> tuple[ApiClient, str]:
         context: of the kubeconfig; None takes the current one.
 
     Raises:
-        InvalidInput: no cluster is configured, or the kubeconfig has no such context.
+        InvalidInput: no cluster is configured, or the kubeconfig cannot be read or has no such context.
     """
     from kubernetes import client, config
-    from kubernetes.config import ConfigException
 
     configuration = client.Configuration()
     configuration.retries = False  # the callers know better when trying again makes sense
-    file = os.environ.get("KUBECONFIG")
-    in_pod = context is None and not file and "KUBERNETES_SERVICE_HOST" in os.environ
-    file = file or "~/.kube/config"
+    given = os.environ.get("KUBECONFIG")
+    file = given or str(Path("~/.kube/config").expanduser())
+    in_pod = context is None and "KUBERNETES_SERVICE_HOST" in os.environ and not given and not Path(file).exists()
     try:
         if in_pod:
             config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
             return client.ApiClient(configuration), (ACCOUNT / "namespace").read_text().strip()
         contexts, current = config.list_kube_config_contexts(file)  # type: ignore[no-untyped-call]
         config.load_kube_config(file, context, configuration)  # type: ignore[no-untyped-call]
-    except ConfigException as error:
-        hint = "set KUBECONFIG, or --context to one that `kubectl config get-contexts` lists"
+    except Exception as error:  # a broken file makes the client stumble in many ways
+        hint = f"set KUBECONFIG (now {file}), or --context to one that `kubectl config get-contexts` lists"
         raise InvalidInput(f"no cluster is configured: {one_line(error)}; {hint}") from error
     chosen = next((one for one in contexts if one["name"] == context), current)
     return client.ApiClient(configuration), chosen["context"].get("namespace") or "default"

@@ -24,7 +24,7 @@ from plumbline.graph import Node
 from plumbline.plan import Plan
 from plumbline.pod_log import mirror_output
 from plumbline.progress import Event, Reporter, Sink, file_sink
-from plumbline.state import StageReports, State, failure_of, result_of
+from plumbline.state import RUN_UID, StageReports, State, failure_of, result_of
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,14 @@ class StageContext:
         return artifacts[0] if artifacts else None
 
 
-def run_stage(plan: Plan, name: str, report: Reporter, attempt: int | None = None) -> Artifact:
+def run_stage(plan: Plan, name: str, report: Reporter, attempt: int | None = None, run: str | None = None) -> Artifact:
     """Do one stage, or find it done.
+
+    Args:
+        plan: the whole run, resolved.
+        name: of the stage.
+        report: progress to the outside.
+        attempt, run: see `Workspace.acquire`.
 
     Raises:
         PlumblineError: with a sentence for people.
@@ -71,7 +77,7 @@ def run_stage(plan: Plan, name: str, report: Reporter, attempt: int | None = Non
         artifact = plan.artifact(name)
         if artifact is None:
             holder = uuid.uuid4().hex
-            workspace.acquire(fingerprint, holder, attempt)
+            workspace.acquire(fingerprint, holder, attempt, run)
             inputs = {
                 role: [_input(plan, name, parent) for parent in names if parent != BASE]
                 for role, names in node.inputs.items()
@@ -99,7 +105,7 @@ def run_and_report(plan: Plan, name: str, shown: Sink, reports: StageReports, at
         reports(event)
 
     try:
-        artifact = run_stage(plan, name, Reporter(name, sink), attempt)
+        artifact = run_stage(plan, name, Reporter(name, sink), attempt, os.environ.get(RUN_UID))
     except Exception as error:
         reports.failed(failure_of(error))
         raise

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kubernetes.client import CoreV1Api, V1ConfigMap
 
 VARIABLE = "PLUMBLINE_STATE"
+RUN_UID = "PLUMBLINE_RUN_UID"
 PROGRESS_INTERVAL = 5.0  # seconds between two writes of a stage's progress
 PATIENCE = 300.0  # seconds for which a result or an error is tried: an API server that restarts is back by then
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between two tries

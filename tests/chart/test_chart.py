@@ -246,6 +246,11 @@ def test_bad_values_are_refused_by_name(values: Object, where: str) -> None:
         render(values)
 
 
+def test_a_scope_that_would_be_wider_than_the_namespaces_named_is_refused() -> None:
+    with pytest.raises(chart.helm().HelmError, match="leave watchNamespaces empty, or set scope: namespaced"):
+        render({"scope": "cluster", "watchNamespaces": ["team-a"]})
+
+
 def test_every_value_is_in_the_schema_and_has_a_default() -> None:
     schema = json.loads((chart.CHART / "values.schema.json").read_text())
     values = yaml.safe_load((chart.CHART / "values.yaml").read_text())

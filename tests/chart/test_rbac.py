@@ -65,7 +65,7 @@ def test_without_watched_namespaces_it_is_the_releases_own() -> None:
 
 
 def test_cluster_scope_has_one_cluster_role_and_the_lease_alone_in_its_namespace() -> None:
-    objects = render({"scope": "cluster", "watchNamespaces": ["ignored"]})
+    objects = render({"scope": "cluster"})
     assert [value["metadata"]["name"] for value in objects if value["kind"] == "ClusterRoleBinding"] == ["plumbline"]
     assert [value["metadata"]["name"] for value in objects if value["kind"] == "Role"] == ["plumbline-lease"]
     arguments = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]

@@ -6,6 +6,7 @@ import json
 import ssl
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -104,6 +105,14 @@ def test_status_without_a_name_lists_the_runs(cluster: ObservedRun, command: Com
 @pytest.mark.parametrize(
     ("end", "gate", "expected"), [("Complete", "Passed", 0), ("Complete", "Failed", 3), ("Failed", None, 1)]
 )
+@pytest.mark.parametrize("before", [True, False])
+def test_the_namespace_may_come_before_the_command_or_after_it(cluster: ObservedRun, command: Command, before: bool) -> None:
+    elsewhere = ("-n", "no-such-namespace")
+    code, shown, _ = command(*elsewhere, "status") if before else command("status", *elsewhere)
+    assert code == 0
+    assert cluster.name not in shown
+
+
 def test_watch_ends_with_the_run_and_its_exit_code_says_how(
     end: str, gate: str | None, expected: int, cluster: ObservedRun, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +169,8 @@ def test_names_that_do_not_exist_are_answered_with_near_ones(cluster: ObservedRu
     assert refused(command("logs", cluster.name, "stf")) == f"run '{cluster.name}' has no stage 'stf'; did you mean 'sft'?"
     assert "did you mean 'check'" in refused(command("retry", cluster.name, "chek"))
     assert "--watch needs the name of a run" in refused(command("status", "--watch"))
+    many = [f"run-{i:03}" for i in range(300)]
+    assert kubectl_cluster.near("zz", many).endswith("run-019 and 280 more")
 
 
 def test_suspend_and_resume(cluster: ObservedRun, command: Command) -> None:
@@ -259,6 +270,7 @@ def test_logs_are_those_of_the_head_pod_of_the_stage_at_work(
     cluster.pod(f"{cluster.name}-plan", {"app.kubernetes.io/component": "plan"})
     lines = "line 0 ä\nline 1 ä\nline 2 ä\n"
     assert command("logs", cluster.name) == (0, lines, "")
+    cluster.status(AT_WORK | {"stages": stages(DATA, SFT | {"phase": "Succeeded"})})
     assert command("logs", cluster.name, "sft", "-f") == (0, lines, "")
     cluster.status({"plan": {"generation": 2, "done": False}})
     assert command("logs", cluster.name)[0] == 0
@@ -269,6 +281,40 @@ def test_logs_are_those_of_the_head_pod_of_the_stage_at_work(
     ]
     assert all("container=ray-head" in path for path in asked)
     assert "follow=true" in asked[1].lower()
+
+
+def test_logs_are_followed_from_attempt_to_attempt(
+    cluster: ObservedRun, asked: list[str], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "POLL", 0.05)
+    cluster.status(AT_WORK)
+    own = {labels.STAGE: "sft", "ray.io/node-type": "head"}
+
+    def attempts() -> None:
+        for number in (1, 2):
+            cluster.pod(f"{cluster.name}-{number}", own)
+            deadline = time.monotonic() + 60
+            while not any(f"{cluster.name}-{number}/" in path for path in asked) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            cluster.delete_pod(f"{cluster.name}-{number}")
+        cluster.status(AT_WORK | {"stages": stages(DATA, SFT | {"phase": "Failed"})})
+
+    acting = threading.Thread(target=attempts)
+    acting.start()
+    code, shown, said = command("logs", cluster.name, "sft", "--follow")
+    acting.join()
+    assert (code, shown, said) == (0, 2 * "line 0 ä\nline 1 ä\nline 2 ä\n", "")
+    assert len(asked) == 2
+
+
+def test_the_log_is_that_of_our_container_wherever_it_stands(
+    cluster: ObservedRun, asked: list[str], command: Command
+) -> None:
+    cluster.status(AT_WORK)
+    own = {labels.STAGE: "sft", "ray.io/node-type": "head"}
+    cluster.pod(f"{cluster.name}-head", own, ["istio-proxy", "ray-head"])
+    assert command("logs", cluster.name)[0] == 0
+    assert ["container=ray-head" in path for path in asked] == [True]
 
 
 def test_logs_without_a_pod_are_what_is_known(cluster: ObservedRun, command: Command) -> None:
@@ -291,7 +337,28 @@ def test_a_cluster_that_is_not_there_is_said(
     monkeypatch.setenv("KUBECONFIG", str(nowhere))
     assert refused(command("status", cluster.name), 1).startswith("the API server does not answer: ")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    assert "set KUBECONFIG, or --context" in refused(command("status"))
+    assert f"set KUBECONFIG (now {tmp_path / 'none'}), or --context" in refused(command("status"))
+
+
+@pytest.mark.parametrize("text", ["clusters: [", "just text", "", "a: 1"])
+def test_a_broken_kubeconfig_is_said(text: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert refused(command("status")).startswith("no cluster is configured: ")
+
+
+def test_in_a_pod_a_kubeconfig_goes_before_its_account(
+    cluster: ObservedRun, access: Access, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "9")
+    monkeypatch.delenv("KUBECONFIG")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "token" in refused(command("status", cluster.name))  # a Pod without an account's token
+    (tmp_path / ".kube").mkdir()
+    (tmp_path / ".kube" / "config").write_text(Path(access.kubeconfig).read_text())
+    assert command("status", cluster.name)[0] == 0
 
 
 class Strict(BaseHTTPRequestHandler):

@@ -68,6 +68,10 @@ def test_kueue_starts_a_queued_job_and_sees_no_autoscaler() -> None:
     assert value["spec"]["suspend"] is True
     assert "enableInTreeAutoscaling" not in value["spec"]["rayClusterSpec"]
     assert groups(value["spec"]["rayClusterSpec"]) == {"workers": (1, 1, 1)}
+    many = {"sources": [{"uri": "x"}], "parallelism": 9}  # nothing grows there, so it begins with all
+    assert groups(cluster("data", stages=[{"name": "data", "curate": many}], queueName="q")) == {"workers": (5, 5, 5)}
+    mine = {"workers": [{"minReplicas": 1, "replicas": 2, "maxReplicas": 8}]}
+    assert groups(cluster("sft", cluster=mine, queueName="q")) == {"workers": (2, 2, 2)}
     assert service(queueName="team-queue")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-queue"
 
 
@@ -228,6 +232,7 @@ def test_the_version_before_is_kept_and_comes_back() -> None:
     assert back["spec"] == before
     assert back["metadata"]["name"] == update["metadata"]["name"]
     assert back["metadata"]["annotations"] == {labels.FINGERPRINT: "f" * 20, observed.REFUSED: "b" * 20}
+    assert back["metadata"]["labels"][labels.PLAN] == "3"  # the plan that it reads must not be cleared away
 
 
 # Access
@@ -263,4 +268,7 @@ def test_network_policy_lets_in_kuberay_users_and_the_run_itself() -> None:
     assert {"to": [ours]} in policy["egress"]
     kuberay = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ray-system"}}}
     (ports,) = [{port["port"] for port in rule["ports"]} for rule in policy["ingress"] if rule["from"] == [kuberay]]
-    assert ports == {8265, 52365, 8000}
+    assert ports == {8265, 8000}  # KubeRay 1.7 asks nothing of the node agents; their probes come from the node
+    names = [rule["ports"] for rule in policy["egress"] if {"protocol": "UDP", "port": 53} in rule.get("ports", [])]
+    assert len(names) == 1
+    assert {"protocol": "UDP", "port": 5353} in names[0]  # where OpenShift's resolver listens behind its Service

@@ -188,6 +188,7 @@ def test_an_endpoint_is_updated_and_put_back_to_the_very_spec(api: client.ApiCli
     back = apply(Restored("live", first["spec"], "a" * 20, "b" * 20))
     assert back["spec"] == first["spec"]
     assert set(back["metadata"]["annotations"]) == {"plumbline.dev/fingerprint", "plumbline.dev/refused"}
+    assert back["metadata"]["labels"]["plumbline.dev/plan"] == first["metadata"]["labels"]["plumbline.dev/plan"]
 
 
 def test_the_config_maps_data_is_never_touched(api: client.ApiClient) -> None:

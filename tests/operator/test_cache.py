@@ -100,6 +100,16 @@ def test_a_late_answer_does_not_bring_back_what_is_gone() -> None:
     assert cache.get("RayJob", NS, "j") is None
 
 
+def test_what_lost_its_label_comes_back_with_it() -> None:
+    cache = Cache()
+    cache.put(owned("a", "RayJob", "j", 5))
+    assert cache.drop("RayJob", NS, "j", "uid-RayJob-j", 6) is not None
+    assert not cache.put(owned("a", "RayJob", "j", 5)), "a late answer"
+    assert cache.put(owned("a", "RayJob", "j", 7))
+    assert cache.drop("RayJob", NS, "j", "uid-RayJob-j", 6) is None, "a late event"
+    assert cache.get("RayJob", NS, "j") is not None
+
+
 def test_a_deletion_that_was_accepted_shows_at_once() -> None:
     cache = Cache()
     cache.put(owned("a", "RayJob", "j", 5))
@@ -142,17 +152,17 @@ def test_versions_are_those_of_one_kind_and_namespace() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("xy"), st.integers(1, 9), st.sampled_from(["put", "drop"])), max_size=30))
 def test_the_latest_wins_whatever_the_order(events: list[tuple[str, int, str]]) -> None:
-    cache, gone, best = Cache(), set(), None
+    cache, gone, best = Cache(), dict[str, int](), None
     for name, version, what in events:
         uid = f"{name}{version // 4}"
         if what == "drop":
-            cache.drop("RayJob", NS, "j", uid)
-            gone.add(uid)
-            if best is not None and best[0] == uid:
-                best = None
+            cache.drop("RayJob", NS, "j", uid, version)
+            if best is None or best[0] != uid or best[1] <= version:
+                gone[uid] = max(version, gone.get(uid, 0))
+                best = None if best is not None and best[0] == uid else best
         else:
             accepted = cache.put(owned("a", "RayJob", "j", version, uid))
-            assert accepted == (uid not in gone and (best is None or version > best[1]))
+            assert accepted == (version > gone.get(uid, 0) and (best is None or version > best[1]))
             best = (uid, version) if accepted else best
     view = cache.get("RayJob", NS, "j")
     assert (view and (view.meta.uid, view.meta.version)) == best

@@ -23,6 +23,8 @@ from plumbline_operator.desired import Access, Desired, Endpoint, PlanJob, Refer
 from plumbline_operator.draft import Outcome
 from plumbline_operator.kinds import BUILT_IN, RAY, RUN
 from plumbline_operator.observed import Meta, Observed, project
+from plumbline_operator.reconcile import parse
+from plumbline_operator.references import References
 from plumbline_operator.settings import Patience, Settings, StagePods
 
 pytestmark = pytest.mark.apiserver
@@ -197,6 +199,24 @@ def test_a_taken_name_is_told_and_the_object_left_alone(in_world: InWorld) -> No
     in_world(test)
 
 
+def test_a_run_of_a_used_name_waits_for_what_the_first_one_left(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        await world.make_run()
+        await world.reconcile(Access(), PLAN)
+        first = world.uid
+        await world.cluster.merge("Job", world.namespace, JOB, {"metadata": {"finalizers": ["test.example/hold"]}})
+        await world.cluster.delete("AlignmentRun", world.namespace, "run", first)
+        await world.make_run()
+        assert world.uid != first
+        await world.reconcile(Access(), PLAN)
+        await world.reconcile(Access(), PLAN)
+        fault = world.seen[-1].faults["Job", JOB]
+        assert fault.reason == "NameTaken"
+        assert "of an earlier run of this name is not deleted yet" in fault.message
+
+    in_world(test)
+
+
 async def let_faults_pass(world: World) -> None:
     """As if their delay were over."""
     for troubles in world.controller._troubles.values():
@@ -260,6 +280,7 @@ def test_without_kuberay_nothing_is_asked_for(in_world: InWorld) -> None:
         (403, 'rayjobs "x" is forbidden: exceeded quota: gpus, requested: 8', "QuotaExceeded"),
         (403, "rayjobs is forbidden: User cannot create", "Forbidden"),
         (422, "spec.entrypoint: Invalid value", "ChildRejected"),
+        (500, 'Internal error occurred: failed calling webhook "mrayjob.kb.io": no endpoints available', "ChildRejected"),
     ],
 )
 def test_a_refusal_is_told_in_the_servers_words(in_world: InWorld, status: int, message: str, reason: str) -> None:
@@ -292,6 +313,39 @@ def test_what_the_run_names_must_be_there(in_world: InWorld) -> None:
         count = len(world.seen)
         await world.reconcile()
         assert len(world.seen) == count + 1  # nothing is launched, so nothing is looked up
+
+    in_world(test)
+
+
+def test_what_many_runs_name_is_asked_for_once(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        now = 0.0
+        references = References(world.cluster, SETTINGS, lambda: now)
+        workspace = {"uri": "runs", "persistentVolumeClaim": "disk"}
+        spec = parse("run", SPEC | {"workspace": workspace})
+        for _ in range(5):
+            assert await references.missing(world.namespace, spec) == (("PersistentVolumeClaim", "disk"),)
+        assert len(world.requests) == 1
+        size = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+        claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "spec": size}
+        await world.cluster.create(claim | {"metadata": {"name": "disk", "namespace": world.namespace}})
+        now = SETTINGS.patience.recheck
+        assert await references.missing(world.namespace, spec) == ()
+
+    in_world(test)
+
+
+@pytest.mark.parametrize("name", ["../configmaps/other", "..", "other?watch=1", "Other"])
+def test_a_name_is_no_path(in_world: InWorld, name: str) -> None:
+    """Who may write runs must not learn through the operator what there is elsewhere."""
+
+    async def test(world: World) -> None:
+        await world.cluster.create(foreign("ConfigMap", "other", world.namespace))
+        spec = parse("run", SPEC | {"workspace": {"uri": "runs", "persistentVolumeClaim": name}})
+        world.requests.clear()
+        missing = await References(world.cluster, SETTINGS).missing(world.namespace, spec)
+        assert missing == (("PersistentVolumeClaim", name),)
+        assert world.requests == []
 
     in_world(test)
 
@@ -500,7 +554,7 @@ def test_the_audit_finds_what_the_watches_missed(in_world: InWorld) -> None:
         await world.report(run_3="{}")
         world.unsee("AlignmentRun", "run")
         assert await audit.once() == {"AlignmentRun", "Job", "ConfigMap"}
-        assert audit.stale == frozenset()
+        assert audit.deaf == frozenset()
         assert world.cache.get("Job", world.namespace, "ghost") is None
         observed = world.cache.observed(world.key)
         assert observed is not None
@@ -511,9 +565,44 @@ def test_the_audit_finds_what_the_watches_missed(in_world: InWorld) -> None:
 
         await world.report(run_4="{}")
         assert await audit.once() == {"ConfigMap"}
-        assert audit.stale == {"ConfigMap"}
+        assert audit.deaf == {"ConfigMap"}
         assert await audit.once() == set()
-        assert audit.stale == frozenset()
+        assert audit.deaf == frozenset()
+
+    in_world(test)
+
+
+def test_a_watch_that_is_late_is_not_deaf(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        await world.make_run()
+        await world.reconcile(Access(), PLAN)
+        audit = audit_of(world)
+        for number in "345":
+            late = await world.report(**{f"run_{number}": "{}"})
+            assert await audit.once() == {"ConfigMap"}
+            assert audit.deaf == frozenset()
+            world.controller.saw(project(late))
+
+    in_world(test)
+
+
+def test_the_audit_goes_on_whatever_goes_wrong(in_world: InWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(world: World) -> None:
+        await world.make_run()
+        audit = audit_of(world)
+        again = asyncio.Event()
+        errors: list[Exception] = [ApiError(500, "", "no"), TimeoutError(), KeyError("status")]
+
+        async def once() -> set[str]:
+            if errors:
+                raise errors.pop()
+            again.set()
+            return set()
+
+        monkeypatch.setattr(audit, "once", once)
+        running = asyncio.create_task(audit.run(0.01))
+        await asyncio.wait_for(again.wait(), 10)
+        running.cancel()
 
     in_world(test)
 
@@ -550,5 +639,87 @@ def test_workers_try_again_what_failed(in_world: InWorld) -> None:
             await asyncio.sleep(0.05)
         world.controller.queue.close()
         await working
+
+    in_world(test)
+
+
+def test_what_could_not_be_written_for_a_moment_is_not_forgotten(in_world: InWorld) -> None:
+    """A renewal of the lease that is answered late: this process does not lead for a moment, and then it does again."""
+
+    async def test(world: World) -> None:
+        await world.make_run()
+        leads = False
+        world.cluster._may_write = lambda: leads
+        world.outcome = Outcome(RunStatus(phase="Running"))
+        working = asyncio.create_task(world.controller.work())
+        run = world.cache.run(world.key)
+        assert run is not None
+        world.controller.wake(run)
+        while not world.seen:
+            await asyncio.sleep(0.01)
+        leads = True
+        while "status" not in await world.get("AlignmentRun", "run"):
+            await asyncio.sleep(0.05)
+        world.controller.queue.close()
+        await working
+
+    in_world(test)
+
+
+def test_a_kind_that_the_server_does_not_know_yet_is_no_run_that_is_gone(in_world: InWorld) -> None:
+    """An API server that starts says 404 to everything."""
+
+    async def test(world: World) -> None:
+        await world.make_run()
+        await world.reconcile(Access(), PLAN)
+        whole = world.cluster._request
+
+        async def starting(verb: str, what: str, *rest: Any) -> Object:
+            if verb != "list":
+                raise ApiError(404, "", "404 page not found")
+            return await whole(verb, what, *rest)
+
+        world.cluster._request = starting  # type: ignore[method-assign]
+        with pytest.raises(ApiError):
+            await world.reconcile(status=RunStatus(phase="Failed"))
+        with pytest.raises(ApiError):
+            await world.reconcile(status=RunStatus(phase="Running"), delete=(Reference("Job", JOB),))
+        world.cluster._request = whole  # type: ignore[method-assign]
+        assert world.cache.run(world.key) is not None
+        assert world.cache.get("Job", world.namespace, JOB) is not None
+        await world.reconcile(status=RunStatus(phase="Failed"))
+        assert (await world.get("AlignmentRun", "run"))["status"] == {"phase": "Failed"}
+
+    in_world(test)
+
+
+def test_access_that_somebody_took_away_is_back_for_the_next_attempt(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        await world.make_run()
+        await world.reconcile(Access(), STAGE)
+        name = names.stage_account("run")
+        before = await world.get("Role", name)
+        account = await world.get("ServiceAccount", name)
+        await world.cluster.merge("Role", world.namespace, name, {"rules": []})
+        await world.cluster.delete("ServiceAccount", world.namespace, name, account["metadata"]["uid"])
+        requests = await world.reconcile(Access(), dataclasses.replace(STAGE, attempt=2))
+        assert (await world.get("Role", name))["rules"] == before["rules"]
+        assert (await world.get("ServiceAccount", name))["metadata"]["uid"] != account["metadata"]["uid"]
+        assert ("patch", "rolebindings") not in requests
+        assert requests[-1] == ("create", "rayjobs")
+
+    in_world(test)
+
+
+def test_every_run_is_looked_at_now_and_then(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        await world.make_run()
+        world.outcome = Outcome(RunStatus())
+        working = [asyncio.create_task(world.controller.work()), asyncio.create_task(world.controller.resync(0.1))]
+        while len(world.seen) < 3:  # nothing happens to it
+            await asyncio.sleep(0.05)
+        world.controller.queue.close()
+        await working[0]
+        working[1].cancel()
 
     in_world(test)

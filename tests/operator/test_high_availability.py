@@ -18,9 +18,9 @@ pytestmark = pytest.mark.apiserver
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    with Installation(tmp_path_factory.mktemp("pair"), replicas=2) as installed:
-        yield installed
+def pair(installation: Installation) -> Iterator[Installation]:
+    with installation.replica():
+        yield installation
 
 
 def _holder(pair: Installation) -> str:

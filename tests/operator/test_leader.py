@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +12,11 @@ from typing import Any
 import pytest
 from kubernetes import client, config
 
+from plumbline.api import labels
 from plumbline.api.run import GROUP, PLURAL, VERSION
-from plumbline_operator import metrics, names
+from plumbline_operator import leader, metrics, names
+from plumbline_operator.cluster import Cluster
+from plumbline_operator.kinds import BUILT_IN, RAY, Resource
 from plumbline_operator.leader import Leader
 from plumbline_operator.settings import Settings, StagePods
 from support.apiserver import ApiServer
@@ -144,3 +149,82 @@ def test_a_restart_of_the_api_server_is_lived_through(lead: Lead, bare_server: A
     lead.create()
     eventually(lead.job)
     assert lead.thread.problems() == []
+
+
+def test_a_child_whose_labels_are_taken_away_is_seen_again(lead: Lead) -> None:
+    """To a watch by labels that looks like a deletion."""
+    lead.thread.start()
+    lead.create()
+    job = eventually(lead.job)
+    eventually(lambda: lead.run()["status"]["plan"].get("message") == "external inputs are being resolved")
+    bare = {"metadata": {"labels": {labels.RUN_UID: None}}}
+    lead.core.patch_namespaced_config_map(names.state("run"), lead.namespace, bare)
+    time.sleep(1)  # else it comes back with the Job's or, unseen meanwhile, with the next attempt's launch
+    lead.jobs.patch_namespaced_job(job.metadata.name, lead.namespace, bare)
+    labelled = eventually(lambda: (found := lead.job()) and labels.RUN_UID in (found.metadata.labels or {}) and found)
+    assert labelled.metadata.uid == job.metadata.uid
+    time.sleep(1)
+    before = requests("create", "jobs")
+    time.sleep(2)
+    assert requests("create", "jobs") == before  # it is known again, and not created time after time
+    error = json.dumps({"attempt": 1, "error": {"message": "no such bucket", "permanent": True}})
+    lead.core.patch_namespaced_config_map(names.state("run"), lead.namespace, {"data": {"plan-1.json": error}})
+    eventually(lambda: lead.run()["status"].get("phase") == "Failed")
+
+
+def test_an_api_server_that_starts_knows_one_kind_after_the_other(lead: Lead, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without RayJobs in view, all that run would seem to be deleted."""
+    whole, session = Cluster.served, Leader._session
+    answers, seen = [frozenset(BUILT_IN)], []
+
+    async def served(cluster: Cluster) -> frozenset[Resource]:
+        return answers.pop() if answers else await whole(cluster)
+
+    async def watch(leader: Leader, cluster: Cluster, served: frozenset[Resource], stop: asyncio.Event) -> None:
+        seen.append(served)
+        await session(leader, cluster, served, stop)
+
+    monkeypatch.setattr(Cluster, "served", served)
+    monkeypatch.setattr(Leader, "_session", watch)
+    lead.thread.start()
+    eventually(lambda: lead.thread.listed)
+    assert [one.issuperset(RAY) for one in seen] == [True]
+
+
+def test_watching_that_fails_before_all_is_listed_is_not_ready(lead: Lead, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = []
+
+    async def fail(*_: object) -> None:
+        failures.append(lead.thread.listed)
+        raise RuntimeError("deaf")
+
+    async def something_there(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(leader, "_check", fail)
+    monkeypatch.setattr(Leader, "_nothing_there", something_there)
+    lead.thread.start()
+    eventually(lambda: len(failures) > 2)
+    assert not any(failures)
+    assert not lead.thread.listed
+    assert lead.thread.problems() == []
+
+
+def test_objects_that_vanish_while_they_are_listed(lead: Lead, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kopf has no event to tell of then."""
+    answers = [False, True]
+
+    async def nothing_there(*_: object) -> bool:
+        return answers.pop(0) if answers else True
+
+    monkeypatch.setattr(Leader, "_nothing_there", nothing_there)
+    monkeypatch.setattr(leader, "LOOK_FOR_NOTHING", 0.1)
+    lead.thread.start()
+    eventually(lambda: lead.thread.listed)
+
+
+def requests(verb: str, resource: str) -> float:
+    """How many the operator has made."""
+    series = f'plumbline_api_requests_total{{code="409",resource="{resource}",verb="{verb}"}}'
+    lines = [line for line in metrics.text().decode().splitlines() if line.startswith(series)]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)

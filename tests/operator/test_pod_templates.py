@@ -62,6 +62,7 @@ def test_programs_find_state_settings_and_secrets(desired: Desired) -> None:
     for pod in pod_specs(value):
         variables = environment(pod)
         assert variables["PLUMBLINE_STATE"] == "team/run-state"
+        assert variables["PLUMBLINE_RUN_UID"]
         assert SETTINGS.items() <= variables.items()
         assert variables["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
         assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "bucket"}}]
@@ -84,6 +85,32 @@ def test_the_workspace_claim_is_mounted_where_its_uri_points(workspace: Object, 
     for pod in pod_specs(ray_job("sft", StagePods(claim=default), workspace=workspace)):
         assert mounts(pod)[path]["persistentVolumeClaim"] == {"claimName": claim}
         assert pod["containers"][0]["workingDir"] == path
+
+
+@pytest.mark.parametrize(
+    ("uri", "mounted", "claimed"),
+    [
+        ("/mnt/nfs/runs", "/mnt/nfs", False),
+        ("file:///mnt/nfs", "/mnt/nfs/", False),
+        ("/mnt/nfs-2", "/mnt/nfs", True),
+        ("results", "/workspace", True),  # a relative path lies in a claim
+    ],
+)
+def test_a_volume_of_a_template_goes_before_the_default_claim(uri: str, mounted: str, claimed: bool) -> None:
+    template = {
+        "spec": {
+            "volumes": [{"name": "nfs", "nfs": {"server": "x", "path": "/"}}],
+            "containers": [{"name": "ray-worker", "volumeMounts": [{"name": "nfs", "mountPath": mounted}]}],
+        }
+    }
+    default, workspace, shape = StagePods(claim="shared"), {"uri": uri}, {"workers": [{"template": template}]}
+    plan = made(PlanJob(3, 1), default, workspace=workspace, cluster=shape)
+    pods = [*pod_specs(ray_job("sft", default, workspace=workspace, cluster=shape)), *pod_specs(plan)]
+    for pod in pods:  # one that forgot the volume must fail, and not work on another
+        assert any("persistentVolumeClaim" in volume for volume in pod["volumes"]) is claimed
+    named = workspace | {"persistentVolumeClaim": "mine"}
+    (worker,) = pod_specs(ray_job("sft", default, workspace=named, cluster=shape))[1:]
+    assert {"name": "workspace", "persistentVolumeClaim": {"claimName": "mine"}} in worker["volumes"]
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/x", "results"])
@@ -168,6 +195,14 @@ def test_the_operators_template_lies_below_the_runs_and_means_each_container_onl
     assert worker["schedulerName"] == "site"
     assert [one["name"] for one in head["containers"]] == ["ray-head"]
     assert environment(worker)["A"] == "1"
+
+
+@pytest.mark.parametrize("name", [{}, ["ray-worker"], None, 1])
+def test_a_container_with_rubbish_for_a_name_is_left_to_the_api_server(name: object) -> None:
+    template = {"spec": {"containers": [{"name": name, "volumeMounts": [{"mountPath": {}}, 3, None]}]}}
+    for settings, shape in ((StagePods(), {"template": template}), (StagePods(pod_template=template), {})):
+        (worker,) = pod_specs(ray_job("sft", settings, cluster={"workers": [shape]}))[1:]
+        assert worker["containers"][0]["name"] == "ray-worker"
 
 
 LEAF = st.none() | st.booleans() | st.integers() | st.sampled_from(["state", "ray-worker", "", "/workspace"])

@@ -66,6 +66,18 @@ def test_series_of_a_run_go_with_it() -> None:
     assert series("other") == []
 
 
+def test_series_of_a_stage_that_is_edited_away_go() -> None:
+    times = {"start_time": "2026-01-01T00:00:00Z", "end_time": "2026-01-01T00:01:30Z"}
+    for number in range(3):
+        stage = StageStatus(name=f"sft-{number}", kind="sft", phase="Succeeded", **times)
+        metrics.observe("ns", "edited", RunStatus(), RunStatus(phase="Running", stages=[stage]))
+    assert [line for line in series("edited") if "stage=" in line] == [
+        'plumbline_stage_duration_seconds{kind="sft",namespace="ns",run="edited",stage="sft-2"} 90.0'
+    ]
+    metrics.forget("ns", "edited")
+    assert series("edited") == []
+
+
 def test_metrics_are_served() -> None:
     status, text = fetched([], [], "/metrics")
     assert status == 200

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from plumbline_operator.queue import RETRY_LIMIT, WorkQueue, backoff
+from plumbline_operator.queue import RETRY_LIMIT, SLACK, WorkQueue, backoff
 
 
 class Clock:
@@ -184,5 +184,26 @@ def test_a_closed_queue_hands_out_nothing() -> None:
         assert await worker is None
         queue.add("a")
         assert await queue.get() is None
+
+    on_a_loop(test)
+
+
+def test_deadlines_far_away_do_not_pile_up() -> None:
+    """Each reconcile of a run asks for its deadline anew, and events come long before it."""
+
+    async def test() -> None:
+        clock = Clock()
+        queue = WorkQueue[str](clock)
+        for _ in range(5_000):
+            for key in "ab":
+                queue.add(key)
+            for _ in "ab":
+                key = await queue.get() or ""
+                queue.add_after(key, 7 * 86_400)
+                queue.done(key)
+            clock.now += 5
+        assert len(queue._heap) <= 2 * 2 + SLACK
+        clock.now += 8 * 86_400
+        assert [await taken(queue) for _ in range(3)] in (["a", "b", None], ["b", "a", None])
 
     on_a_loop(test)

@@ -8,50 +8,11 @@ from typing import Any
 import pytest
 
 from plumbline.api.labels import RETRY
-from plumbline_operator import names
 from plumbline_operator.desired import Endpoint, PlanJob, Reference, Restored, StageJob
 from plumbline_operator.events import notes
 from plumbline_operator.observed import project
 from support.simulated_cluster import PATIENCE, STAGES, Simulation, run_object
-
-ONE = [{"name": "data", "curate": {"sources": [{"uri": "builtin://skills"}]}}]
-
-
-def step(world: Simulation) -> Any:
-    """All events delivered, one reconcile."""
-    world.sync()
-    outcome = world.reconcile()
-    world.check()
-    return outcome
-
-
-def planned(**spec: Any) -> Simulation:
-    """A run whose plan is done and whose first attempts have begun."""
-    world = Simulation(run_object(**spec))
-    step(world)
-    world.plan(world.of("Job")[0])
-    step(world)
-    return world
-
-
-def running(**spec: Any) -> Simulation:
-    """A run whose first stage is at work."""
-    world = planned(**spec)
-    for to in ("start", "run"):
-        world.move(world.store["RayJob", "demo-data-1"], to)
-    step(world)
-    return world
-
-
-def job(world: Simulation, stage: str, attempt: int = 1) -> Any:
-    return world.store["RayJob", names.ray_job("demo", stage, attempt)]
-
-
-def serving() -> Simulation:
-    world = Simulation()
-    world.settle()
-    assert world.condition("Complete")["status"] == "True"
-    return world
+from support.simulated_runs import ONE, job, planned, running, serving, step, update
 
 
 def test_a_plan_comes_before_everything_else() -> None:
@@ -393,6 +354,27 @@ def test_a_path_needs_a_claim() -> None:
     assert "spec.workspace.persistentVolumeClaim" in world.condition("Validated")["message"]
 
 
+@pytest.mark.parametrize("uri", ["/", "/tmp", "file:///tmp", "/dev/shm", "/plumbline/state", "/workspace/../tmp"])
+def test_a_path_that_the_container_needs_is_no_workspace(uri: str) -> None:
+    world = Simulation(run_object(workspace={"uri": uri, "persistentVolumeClaim": "claim"}))
+    step(world)
+    assert world.condition("Validated")["status"] == "False"
+    assert uri in world.condition("Validated")["message"]
+    assert not world.of("Job")
+
+
+def test_an_accelerator_that_nobody_knows_is_said() -> None:
+    stages = [{**ONE[0], "cluster": {"workers": [{"name": "gpu", "gpus": 1, "accelerator": "H100"}]}}]
+    world = Simulation(run_object(stages=stages))
+    step(world)
+    assert world.condition("Validated")["status"] == "True"
+    assert "accelerator H100 chooses no node" in world.condition("Validated")["message"]
+    stages[0]["cluster"]["workers"][0]["nodeSelector"] = {"gpu": "h100"}
+    world.edit(stages=stages)
+    step(world)
+    assert not world.condition("Validated")["message"]
+
+
 def test_a_missing_claim_is_named_until_it_appears() -> None:
     world = Simulation()
     world.missing = (("PersistentVolumeClaim", "models"),)
@@ -492,22 +474,6 @@ def test_nothing_is_served_behind_a_gate_that_did_not_pass() -> None:
     assert world.condition("GatePassed")["status"] == "False"
     assert world.condition("Failed")["reason"] == "GateFailed"
     assert world.stage("live")["phase"] == "Blocked"
-
-
-def update(world: Simulation) -> None:
-    """Edit the served model and let everything but the endpoint happen."""
-    stages = copy.deepcopy(STAGES)
-    stages[1]["sft"]["maxSteps"] = 99  # type: ignore[index]
-    world.edit(stages=stages)
-    for _ in range(30):
-        step(world)
-        for one in world.of("Job"):
-            if "status" not in one:
-                world.plan(one)
-        for one in world.of("RayJob"):
-            if one.get("status", {}).get("jobDeploymentStatus") != "Complete":
-                world.move(one, "succeed")
-        world.end_pods()
 
 
 def test_an_update_that_does_not_get_healthy_is_taken_back() -> None:

@@ -10,10 +10,27 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from plumbline.api.labels import RETRY
+from plumbline.api.labels import ATTEMPT, PLAN, RETRY, STAGE
 from support.simulated_cluster import STAGES, Simulation
 
 DEPLOYMENTS = {"": "start", "Initializing": "run", "Running": "succeed"}
+CHECK, LIVE = STAGES[3], STAGES[4]
+OTHERS: dict[str, list[dict[str, Any]]] = {
+    "whole": STAGES,
+    "no graph": [one for one in STAGES if one is not CHECK],
+    "stage gone": [one for one in STAGES if one["name"] != "other"],
+    "stage renamed": [one | {"name": "another"} if one["name"] == "other" else one for one in STAGES],
+    "kind changed": [
+        {"name": "other", "inputs": {"model": "sft"}, "evaluate": {"tasks": [{"name": "skills", "benchmark": "skills"}]}}
+        if one["name"] == "other"
+        else one
+        for one in STAGES
+    ],
+    "endpoint gone": STAGES[:4],
+    "endpoint renamed": [*STAGES[:4], LIVE | {"name": "prod"}],
+    "two endpoints": [*STAGES, LIVE | {"name": "prod"}],
+    "no gate": [*STAGES[:4], LIVE | {"serve": {"ungated": True}}],
+}
 
 
 class Cluster(RuleBasedStateMachine):
@@ -37,7 +54,7 @@ class Cluster(RuleBasedStateMachine):
     def reconcile(self, crash: str | None) -> None:
         self.world.reconcile(crash)
 
-    @rule(moves=st.integers(0, 3))
+    @rule(moves=st.sampled_from([0, 1, 3, 9]))
     def all_goes_well_for_a_while(self, moves: int) -> None:
         """Takes the walk to states that single steps rarely reach."""
         for _ in range(moves + 1):
@@ -80,7 +97,7 @@ class Cluster(RuleBasedStateMachine):
     @rule(good=st.booleans(), permanent=st.booleans())
     def plan(self, good: bool, permanent: bool) -> None:
         for job in self.world.of("Job"):
-            if "status" not in job and self._has_check():
+            if "status" not in job:
                 self.world.plan(job, None if good else {"message": "no such file", "permanent": permanent})
 
     @rule(healthy=st.booleans())
@@ -92,8 +109,9 @@ class Cluster(RuleBasedStateMachine):
     def pods_end(self) -> None:
         self.world.end_pods()
 
-    @rule(seconds=st.sampled_from([1, 15, 130]))
+    @rule(seconds=st.sampled_from([1, 15, 130, -60]))
     def time_passes(self, seconds: int) -> None:
+        """Or the clock is set back."""
         self.world.now += seconds
 
     @rule(stage=st.sampled_from(["data", "sft", "other", "check"]), steps=st.integers(1, 3))
@@ -106,7 +124,7 @@ class Cluster(RuleBasedStateMachine):
             changed["curate"]["sources"][0]["limit"] = steps
         elif stage == "check":
             changed["evaluate"]["tasks"][0]["limit"] = steps
-        else:
+        elif "sft" in changed:
             changed["sft"]["maxSteps"] = steps
         self.world.edit(stages=stages)
 
@@ -119,12 +137,25 @@ class Cluster(RuleBasedStateMachine):
     def change_limit(self, limit: int) -> None:
         self.world.edit(backoffLimit=limit)
 
+    @rule(name=st.sampled_from(sorted(OTHERS)))
+    def change_stages(self, name: str) -> None:
+        """Stages come, go, change their kind; one of these edits leaves no graph."""
+        self.world.edit(stages=OTHERS[name])
+        self.world.forget()
+
+    @rule(seconds=st.sampled_from([None, 40, 400]), ttl=st.sampled_from([None, 0, 60]))
+    def bound_time(self, seconds: int | None, ttl: int | None) -> None:
+        self.world.edit(activeDeadlineSeconds=seconds, ttlSecondsAfterFinished=ttl)
+
     @rule()
-    def break_and_mend(self) -> None:
-        """An edit that no graph can be built from."""
-        stages = self.world.run["spec"]["stages"]
-        broken = [stage for stage in stages if stage["name"] != "check"]
-        self.world.edit(stages=broken if len(stages) == len(STAGES) else copy.deepcopy(STAGES))
+    def come_back(self) -> None:
+        """A run whose time to live was over is made again: here, by taking the deletion back."""
+        self.world.run["metadata"].pop("deletionTimestamp", None)
+        self.world.put(self.world.run)
+
+    @rule(there=st.booleans())
+    def claim(self, there: bool) -> None:
+        self.world.missing = () if there else (("PersistentVolumeClaim", "models"),)
 
     @rule(stage=st.sampled_from([stage["name"] for stage in STAGES]))
     def retry(self, stage: str) -> None:
@@ -148,31 +179,68 @@ class Cluster(RuleBasedStateMachine):
                 state["data"][keys[number % len(keys)]] = text
                 self.world.put(state)
 
-    @rule()
-    def forget_status(self) -> None:
-        """Somebody wipes what the operator remembers of the conditions."""
-        if self.world.status:
-            self.world.run["status"] = {"stages": self.world.status.get("stages", [])}
-            for name in [name for name in self.world.created if "-plan-" in name]:
-                self.world.deletions[name] = self.world.deletions.get(name, 0) + 1  # which attempt it was is forgotten too
-            self.world.put(self.world.run)
+    @rule(number=st.integers(0, 9), label=st.sampled_from([ATTEMPT, STAGE, PLAN]), text=st.sampled_from(["", "7", "sft"]))
+    def edit_label(self, number: int, label: str, text: str) -> None:
+        job = self._pick("RayJob", number)
+        if job is not None:
+            job["metadata"]["labels"][label] = text
+            self.world.put(job)
+
+    @rule(all_of_it=st.booleans())
+    def forget_status(self, all_of_it: bool) -> None:
+        """Somebody wipes what the operator remembers."""
+        self.world.run["status"] = {} if all_of_it else {"stages": self.world.status.get("stages", [])}
+        self.world.forget()
+        self.world.put(self.world.run)
 
     @rule()
     def gate_turns_bad(self) -> None:
-        if self._has_check() and self.world._fingerprints()["check"] not in self.world.artifacts:
-            self.world.bad_gates.add(self.world._fingerprints()["check"])
+        if self._is_valid() and (one := self.world._fingerprints()["check"]) not in self.world.artifacts:
+            self.world.bad_gates.add(one)
 
-    def _has_check(self) -> bool:
-        return len(self.world.run["spec"]["stages"]) == len(STAGES)
+    @rule()
+    def model_turns_bad(self) -> None:
+        """What `live` is to serve, and has not served yet, never gets healthy."""
+        live = self.world._fingerprints().get("live") if self._is_valid() else None
+        if live is not None and not any(live in json.dumps(one) for one in self.world.of("RayService")):
+            self.world.bad_models.add(live)
+
+    def _is_valid(self) -> bool:
+        return any(stage["name"] == "check" for stage in self.world.run["spec"]["stages"])
 
     @invariant()
     def nothing_forbidden(self) -> None:
         self.world.check()
 
     def teardown(self) -> None:
-        """In the end everybody behaves: the run completes, or fails for its gate alone, and then nothing is written."""
+        """In the end everybody behaves. Without a further edit the run comes to an end that it explains; and with the whole spec
+        it completes, or fails for its gate alone. Then nothing is written."""
+        self.world.run["metadata"].pop("deletionTimestamp", None)
+        self.world.missing = ()
+        self.world.settle()
+        self._ended()
+        self._complete()
+
+    def _ended(self) -> None:
         world = self.world
-        world.edit(stages=copy.deepcopy(STAGES), suspend=False, backoffLimit=3)
+        ended = [one["type"] for one in world.status["conditions"] if one["status"] == "True"]
+        told = json.dumps(world.status, indent=1)
+        assert {"Complete", "Failed"} & {*ended} or (world.run["spec"].get("suspend") and "Suspended" in ended), told
+        if not self._is_valid():
+            return
+        for job in world.of("RayJob"):
+            assert job["status"]["jobDeploymentStatus"] in ("Complete", "Failed"), (
+                f"{job['metadata']['name']} is left: {told}"
+            )
+        for service in world.of("RayService"):
+            assert service["spec"]["serves"] not in world.bad_models, f"what never gets healthy is left: {told}"
+
+    def _complete(self) -> None:
+        world = self.world
+        world.bad_models.clear()
+        world.edit(stages=STAGES, suspend=False, backoffLimit=3, activeDeadlineSeconds=None, ttlSecondsAfterFinished=None)
+        world.forget()
+        world.run["metadata"].pop("deletionTimestamp", None)
         world.settle()
         bad = world._fingerprints()["check"] in world.bad_gates
         assert world.condition("Failed" if bad else "Complete")["status"] == "True", json.dumps(world.status, indent=1)

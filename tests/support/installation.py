@@ -14,14 +14,14 @@ from typing import Self
 from kubernetes import config
 
 from support import chart, kuberay_crds
-from support.api_proxy import ApiProxy
+from support.api_proxy import ApiProxy, Request
 from support.apiserver import ApiServer, find_api_server
 from support.fake_kuberay import FakeCluster, kueue
 from support.operator_process import Operator
 from support.project import Project
+from support.release import Release
 from support.rest import LEASES, RUNS, Kind, Object
 
-INSTALLED = ("CustomResourceDefinition", "ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
 QUICK: Object = {
     "scope": "cluster",
     "progressInterval": 1,
@@ -44,14 +44,16 @@ class Installation:
     Args:
         folder: for logs, settings and kubeconfigs.
         values: of the chart.
-        replicas: operators that are started.
         kuberay: whether KubeRay's types are there from the start.
+
+    Attributes:
+        operators: replicas that should run; one, until a test wants more.
     """
 
-    def __init__(self, folder: Path, values: Object = QUICK, replicas: int = 1, kuberay: bool = True) -> None:
+    def __init__(self, folder: Path, values: Object = QUICK, kuberay: bool = True) -> None:
         self.folder, self._kuberay = folder, kuberay
-        self._objects = chart.render(values)
-        self._replicas = replicas
+        self.release = Release(values)
+        self.operators: list[Operator] = []
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
@@ -61,11 +63,10 @@ class Installation:
                 self.install_kuberay()
             self.fake = stack.enter_context(FakeCluster(self.server.kubeconfig))
             self.proxy = stack.enter_context(ApiProxy(self.server.kubeconfig))
-            self._install()
-            self.operators = [self._operator(f"operator-{i}") for i in range(self._replicas)]
-            for operator in self.operators:
-                stack.callback(operator.stop)
-                operator.start()
+            self.ensure_namespace(chart.NAMESPACE)
+            for definition in kueue.definitions():
+                self.apply(definition)
+            stack.enter_context(self._installed("operator"))
             self._stack = stack.pop_all()
         return self
 
@@ -76,47 +77,67 @@ class Installation:
     def operator(self) -> Operator:
         return self.operators[0]
 
-    @property
-    def account(self) -> str:
-        """The token of the operator's ServiceAccount."""
-        return f"sa:{chart.NAMESPACE}:{chart.one(self._objects, 'ServiceAccount')['metadata']['name']}"
+    def requests(self) -> list[Request]:
+        """What the operator has asked for so far."""
+        return [one for one in list(self.proxy.requests) if one.user == self.release.account]
 
     def install_kuberay(self) -> None:
         kuberay_crds.load(config.new_client_from_config(config_file=self.server.kubeconfig), ("rayjobs", "rayservices"))
 
-    def _install(self) -> None:
-        self.ensure_namespace(chart.NAMESPACE)
-        for definition in kueue.definitions():
-            self.apply(definition)
-        for value in self._objects:
-            if value["kind"] in INSTALLED:
-                self.apply(value)
+    @contextlib.contextmanager
+    def instead(self, release: Release) -> Iterator[None]:
+        """Another release in place of this one."""
+        before, self.release = self.release, release
+        self.operator.stop()
+        operators, self.operators = self.operators, []
+        try:
+            with self._installed(release.lease):
+                yield
+        finally:
+            self.release, self.operators = before, operators
+            self.operator.start()
+
+    @contextlib.contextmanager
+    def replica(self) -> Iterator[None]:
+        """With a second operator. Whichever was killed meanwhile, the first runs at the end."""
+        first, second = self.operator, self._operator("standby")
+        self.operators = [first, second]
+        try:
+            second.start()
+            yield
+        finally:
+            second.stop()
+            self.operators = [first]
+            if not first.running:
+                first.start()
+
+    @contextlib.contextmanager
+    def _installed(self, name: str) -> Iterator[None]:
+        for namespace in {value["metadata"].get("namespace", "default") for value in self.release.installed}:
+            self.ensure_namespace(namespace)
+        for value in self.release.installed:
+            self.apply(value)
         self.list(RUNS, "default")  # answered once the type is served
+        self.operators = [self._operator(name)]
+        try:
+            self.operator.start()
+            yield
+        finally:
+            self.operator.stop()
 
     def _operator(self, name: str) -> Operator:
-        container = chart.one(self._objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
-        settings = self.folder / "settings.json"
-        found = [one for one in self._objects if one["kind"] == "ConfigMap" and "settings.json" in one["data"]]
-        settings.write_text(found[0]["data"]["settings.json"])
-        arguments = [one.replace("/etc/plumbline/settings.json", str(settings)) for one in container["args"]]
-        environment = {
-            "KUBECONFIG": self.proxy.kubeconfig(self.folder, self.account),
-            "POD_NAME": name,
-            "POD_NAMESPACE": chart.NAMESPACE,
-        }
-        return Operator(name, arguments, environment, self.folder)
+        return self.release.operator(name, self.proxy.kubeconfig(self.folder, self.release.account), self.folder)
 
     def take_lease(self) -> None:
         """Delete the Lease of a killed operator, so that the next need not wait for its end."""
-        name = next(one for one in self.operator._arguments if one.startswith("--lease=")).removeprefix("--lease=")
-        self.fake.call(self.fake.rest.delete(LEASES, chart.NAMESPACE, name))
+        self.delete(LEASES, self.release.namespace, self.release.lease)
 
     def restart_server(self, pause: float = 1.0) -> None:
         """The API server goes and comes back over the same data. In its first moments it knows no Roles and forbids all."""
         self.server.stop_api()
         time.sleep(pause)
         self.server.start_api()
-        lease = LEASES.path(chart.NAMESPACE, chart.RELEASE)
+        lease = LEASES.path(self.release.namespace, self.release.lease)
         deadline = time.monotonic() + 60
         while self._code(lease) not in (200, 404):
             assert time.monotonic() < deadline
@@ -126,7 +147,7 @@ class Installation:
     def _code(self, path: str) -> int:
         """Status of a request by the operator's account."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.proxy.port}{path}")
-        request.add_header("Authorization", f"Bearer {self.account}")
+        request.add_header("Authorization", f"Bearer {self.release.account}")
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
                 return int(answer.status)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -112,15 +112,18 @@ class ObservedRun:
     def labels(self, **more: str) -> dict[str, str]:
         return {labels.RUN: self.name, labels.RUN_UID: self.uid, **more}
 
-    def pod(self, name: str, own: dict[str, str]) -> None:
-        container = {"name": "ray-head", "image": "i"}
+    def pod(self, name: str, own: dict[str, str], containers: Sequence[str] = ("ray-head", "other")) -> None:
         self.core.create_namespaced_pod(
             "default",
             {
                 "metadata": {"name": name, "labels": self.labels() | own},
-                "spec": {"containers": [container, {"name": "other"}]},
+                "spec": {"containers": [{"name": one, "image": "i"} for one in containers]},
             },
         )
+
+    def delete_pod(self, name: str) -> None:
+        # The answer is a Status, which the client does not expect.
+        self.core.delete_namespaced_pod(name, "default", grace_period_seconds=0, _preload_content=False)
 
     def report(self, stage: str, report: StageReport) -> None:
         text = report.model_dump_json(by_alias=True, exclude_none=True)

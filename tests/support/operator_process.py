@@ -57,6 +57,10 @@ class Operator:
         return self.send(signal.SIGTERM)
 
     @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid

@@ -15,7 +15,7 @@ from plumbline.api.report import plan_key, run_key, stage_key
 from plumbline.api.run import KIND
 from plumbline.graph import build_graph, fingerprints
 from plumbline_operator import names
-from plumbline_operator.desired import Access, Desired, Endpoint, PlanJob, Restored, StageJob
+from plumbline_operator.desired import Access, Desired, Endpoint, PlanJob, Reference, Restored, StageJob
 from plumbline_operator.draft import Outcome
 from plumbline_operator.observed import (
     HEALTHY,
@@ -30,6 +30,7 @@ from plumbline_operator.observed import (
     RayServiceView,
     RunView,
     StateView,
+    WorkloadView,
     project,
     unix,
 )
@@ -88,6 +89,9 @@ class Simulation:
         self.created: dict[str, int] = {}
         self.deletions: dict[str, int] = {}
         self.bad_gates: set[str] = set()
+        self.bad_models: set[str] = set()
+        """What never gets healthy, by fingerprint of the serve stage."""
+        self.attempts: dict[str, int] = {}
         self.artifacts: dict[str, str] = {}
         self.last: Outcome | None = None
         self.missing: tuple[tuple[str, str], ...] = ()
@@ -142,6 +146,7 @@ class Simulation:
             ray_jobs=pick(RayJobView),
             services=pick(RayServiceView),
             pods=pick(PodView),
+            workloads=pick(WorkloadView),
             state=states[0] if states else None,
             missing=self.missing,
         )
@@ -166,11 +171,16 @@ class Simulation:
             self.sync((KIND, "demo"))
         if crash == "between":
             return outcome
+        if not (outcome.create or outcome.delete or outcome.prune or outcome.requeue == 0):
+            # No event need ever come: whatever follows from the new status must have been decided with it.
+            again = reconcile(self.observe(), PATIENCE, self.now)
+            assert (again.status, again.create, again.delete) == (outcome.status, (), ())
         for done, desired in enumerate(outcome.create):
             if crash == "first" and done > 1:
                 return outcome
             self._create(desired)
         for reference in outcome.delete:
+            self._check_deletion(reference)
             self._delete((reference.kind, reference.name))
             if reference.kind == "RayService":  # one that never got healthy comes anew; a RayJob never does
                 self.deletions[reference.name] = self.deletions.get(reference.name, 0) + 1
@@ -181,6 +191,10 @@ class Simulation:
                 state["data"].pop(key, None)
             self.put(state)
         if outcome.delete_run:
+            serving = [
+                one for one in self.status["stages"] if one["kind"] == "serve" and one["phase"] in ("Waiting", "Running")
+            ]
+            assert not serving, "a run that serves is deleted"
             self.run["metadata"]["deletionTimestamp"] = timestamp(self.now)
         return outcome
 
@@ -215,7 +229,8 @@ class Simulation:
             case StageJob(stage=stage, attempt=attempt, fingerprint=fingerprint, generation=generation):
                 name = names.ray_job("demo", stage, attempt)
                 extra = {labels.STAGE: stage, labels.ATTEMPT: str(attempt), labels.PLAN: str(generation)}
-                return [self._child("RayJob", name, extra, {labels.FINGERPRINT: fingerprint}, {"spec": {}})]
+                ours = {labels.STAGE: stage, labels.ATTEMPT: str(attempt)}  # beyond the reach of those who edit labels
+                return [self._child("RayJob", name, extra, {labels.FINGERPRINT: fingerprint}, {"spec": ours})]
             case Endpoint(stage=stage, fingerprint=fingerprint, generation=generation, shape=shape):
                 annotations = {labels.FINGERPRINT: fingerprint, SHAPE: shape}
                 annotations |= {REPLACES: desired.replaces} if desired.replaces else {}
@@ -258,7 +273,7 @@ class Simulation:
     def _finds_pods(self, desired: StageJob) -> bool:
         """What the controller does before it creates a RayJob: it reads the stage's Pods afresh."""
         for job in self.of("RayJob"):
-            same = job["metadata"]["labels"][labels.STAGE] == desired.stage
+            same = job["spec"][labels.STAGE] == desired.stage
             ended = (job.get("status") or {}).get("jobDeploymentStatus") in ("Complete", "Failed", "ValidationFailed")
             assert not same or ended, f"{desired} begins beside {job['metadata']['name']}"
         keys = [
@@ -278,10 +293,34 @@ class Simulation:
             assert count <= 1 + self.deletions.get(name, 0), f"{name} was created {count} times"
         conditions = {one["type"]: one["status"] for one in self.status.get("conditions", [])}
         assert not (conditions.get("Complete") == "True" and conditions.get("Failed") == "True")
+        for stage in self.status.get("stages", []):
+            name, attempt = stage["name"], stage.get("attempt", 0)
+            assert attempt >= self.attempts.get(name, 0), f"'{name}' counts its attempts anew"
+            self.attempts[name] = attempt
+
+    def forget(self) -> None:
+        """Nothing tells any more which attempts there were of stages that left nothing behind."""
+        self.attempts.clear()
+        for name in self.created:
+            if not any(name == there for _, there in self.store):
+                self.deletions[name] = self.created[name]
+
+    def _check_deletion(self, reference: Reference) -> None:
+        """An endpoint that answers is taken away only with its stage."""
+        value = self.store.get((reference.kind, reference.name))
+        if reference.kind == "RayService" and value is not None and value.get("status", {}).get("activeServiceStatus"):
+            serving = {
+                names.ray_service("demo", one["name"])
+                for one in self.cache[KIND, "demo"]["spec"]["stages"]
+                if "serve" in one
+            }
+            assert reference.name not in serving, f"{reference.name} is deleted while it serves"
 
     def _gate_passed(self, endpoint: Endpoint) -> bool:
-        graph = build_graph(parse("demo", self.run["spec"]))
-        report = graph[endpoint.stage].inputs["report"][0]
+        node = build_graph(parse("demo", self.run["spec"]))[endpoint.stage]
+        if getattr(node.spec, "ungated", False):
+            return True
+        report = node.inputs["report"][0]
         fingerprint = self._fingerprints()[report]
         return fingerprint in self.artifacts and fingerprint not in self.bad_gates
 
@@ -309,7 +348,7 @@ class Simulation:
         report: Object = {"attempt": int(job["metadata"]["labels"][labels.ATTEMPT])}
         if error is not None:
             report["error"] = error
-        else:
+        elif generation == self.run["metadata"]["generation"]:
             report["stages"] = {
                 name: {"fingerprint": one} | ({"result": self._result(name, one)} if one in self.artifacts else {})
                 for name, one in self._fingerprints().items()
@@ -323,14 +362,12 @@ class Simulation:
 
     def move(self, job: Object, to: str, **status: Any) -> None:
         """KubeRay moves a RayJob: `start`, `run`, `succeed`, `fail`, `stop`."""
-        labelled, name = job["metadata"]["labels"], job["metadata"]["name"]
+        labelled, name = job["spec"], job["metadata"]["name"]
         job.setdefault("status", {})
         match to:
             case "start":
                 job["status"] = {"jobDeploymentStatus": "Initializing"}
-                pod = self._child(
-                    "Pod", f"{name}-head", dict(labelled) | {"job": name}, {}, {"status": {"phase": "Running"}}
-                )
+                pod = self._child("Pod", f"{name}-head", labelled | {"job": name}, {}, {"status": {"phase": "Running"}})
                 self.put(pod)
             case "run":
                 job["status"] = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
@@ -359,11 +396,12 @@ class Simulation:
 
     def serve(self, service: Object, healthy: bool = True) -> None:
         """KubeRay brings a RayService to what its spec says, or fails to."""
+        before = copy.deepcopy(service.get("status"))
         status = service.setdefault("status", {})
         status["observedGeneration"] = service["metadata"]["generation"]
         cluster = f"cluster-{json.dumps(service['spec'], sort_keys=True)}"
         active = status.get("activeServiceStatus", {})
-        if healthy or active.get("rayClusterName") == cluster:
+        if (healthy and service["spec"]["serves"] not in self.bad_models) or active.get("rayClusterName") == cluster:
             application = {"applicationStatuses": {"model": {"status": "RUNNING"}}}
             status["activeServiceStatus"] = {"rayClusterName": cluster, **application}
             status.pop("pendingServiceStatus", None)
@@ -376,7 +414,8 @@ class Simulation:
             {"type": "Ready", "status": ready, "reason": "NonZeroServeEndpoints" if ready == "True" else "Initializing"},
             {"type": "UpgradeInProgress", "status": upgrading, "reason": "R"},
         ]
-        self.put(service)
+        if status != before:
+            self.put(service)
 
     def edit(self, **spec: Any) -> None:
         """A user changes the spec."""

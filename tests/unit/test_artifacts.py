@@ -155,6 +155,14 @@ def test_a_later_attempt_fences_the_earlier(workspace: Workspace) -> None:
         workspace.acquire(PRINT, "earlier", 1)
 
 
+def test_attempts_of_another_run_fence_nobody(workspace: Workspace) -> None:
+    """A run that was deleted and applied anew counts its attempts from 1 again."""
+    workspace.acquire(PRINT, "before", 4, run="uid-1")
+    with pytest.raises(Fenced):
+        workspace.acquire(PRINT, "late", 3, run="uid-1")
+    assert workspace.acquire(PRINT, "anew", 1, run="uid-2") == 1
+
+
 def test_the_earlier_attempt_fails_as_fenced_when_the_later_cleared_its_files_away(tmp_path: Path) -> None:
     workspace = Workspace(str(tmp_path))
 

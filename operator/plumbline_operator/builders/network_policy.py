@@ -7,7 +7,7 @@ from plumbline_operator import names
 from plumbline_operator.builders.metadata import Object, Run
 from plumbline_operator.builders.ray_service import PORT
 
-DASHBOARD, AGENT, METRICS = 8265, 52365, 8080
+DASHBOARD, METRICS = 8265, 8080
 
 
 def network_policy(run: Run) -> Object:
@@ -17,8 +17,8 @@ def network_policy(run: Run) -> Object:
     ingress: list[Object] = [
         # The nodes of a Ray cluster talk to each other on ports that they choose.
         {"from": [ours]},
-        # KubeRay submits jobs and Serve applications to the dashboard, and asks node agents and proxies how they are.
-        {"from": [kuberay], "ports": _tcp(DASHBOARD, AGENT, PORT)},
+        # KubeRay submits jobs and Serve applications to the dashboard, and asks the head's Serve proxy how it is.
+        {"from": [kuberay], "ports": _tcp(DASHBOARD, PORT)},
         # Users of the served model.
         {"from": [{"podSelector": {}}], "ports": _tcp(PORT)},
         # Prometheus, wherever it is: figures only, nothing can be changed there.
@@ -26,8 +26,8 @@ def network_policy(run: Run) -> Object:
     ]
     egress: list[Object] = [
         {"to": [ours]},
-        # Names; the resolver may be a Pod or, with a cache on each node, none. So it has no selector.
-        {"ports": [{"protocol": "UDP", "port": 53}, *_tcp(53)]},
+        # Names; the resolver may be a Pod or, with a cache on each node, none. So it has no selector. OpenShift's listens on 5353.
+        {"ports": [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]},
         # The API server, to which programs report and the autoscaler talks, the model hub and object stores. Their addresses
         # change, and a NetworkPolicy knows no host names.
         {"ports": _tcp(443, 6443)},

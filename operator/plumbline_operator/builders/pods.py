@@ -8,9 +8,11 @@ from typing import Any
 
 from plumbline.api.cluster import PodShape
 from plumbline.api.ray_settings import SETTINGS
+from plumbline.api.run import RunSpec
 from plumbline_operator import names
 from plumbline_operator.builders.metadata import Object, Run
 from plumbline_operator.builders.overlay import lay_over
+from plumbline_operator.settings import StagePods
 
 STATE = "/plumbline/state"
 """Where the run's ConfigMap is mounted."""
@@ -90,15 +92,30 @@ def ray_resources(shape: PodShape) -> Object:
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
-def workspace_mount(run: Run) -> tuple[str, str] | None:
-    """Claim and path of the workspace volume; None where there is none."""
-    uri = run.spec.workspace.uri
+def workspace_mount(spec: RunSpec, pods: StagePods) -> tuple[str, str] | None:
+    """Claim and path of the workspace volume; None where there is none.
+
+    The default claim is for runs that bring no volume of their own: where a template mounts one at the workspace's absolute path
+    or above it, that is the workspace.
+    """
+    uri = spec.workspace.uri
     local = "://" not in uri or uri.startswith("file://")
-    claim = run.spec.workspace.persistent_volume_claim or (run.pods.claim if local else None)
-    if claim is None:
-        return None
-    path = uri.removeprefix("file://")
-    return claim, str(PurePosixPath(path)) if local and path.startswith("/") else WORKSPACE
+    path = PurePosixPath(uri.removeprefix("file://"))
+    absolute = local and path.is_absolute()
+    own = absolute and any(path.is_relative_to(mounted) for mounted in _mounted(spec, pods))
+    claim = spec.workspace.persistent_volume_claim or (pods.claim if local and not own else None)
+    return None if claim is None else (claim, str(path) if absolute else WORKSPACE)
+
+
+def _mounted(spec: RunSpec, pods: StagePods) -> list[str]:
+    """Where templates mount volumes."""
+    clusters = [one for one in (spec.cluster, *(stage.cluster for stage in spec.stages)) if one is not None]
+    shapes = [shape for one in clusters for shape in (one.head, *(one.workers or [])) if shape is not None]
+    found = []
+    for template in (pods.pod_template, *(shape.template or {} for shape in shapes)):
+        for container in _dicts(_within(template, "spec", "containers")):
+            found += [mount.get("mountPath") for mount in _dicts(container.get("volumeMounts"))]
+    return [path for path in found if isinstance(path, str) and path.startswith("/")]
 
 
 def _pod(run: Run, plan: PodPlan) -> Object:
@@ -151,14 +168,15 @@ def _container(run: Run, plan: PodPlan) -> Object:
 def _contract(run: Run, plan: PodPlan) -> Object:
     """What no template may change, because operator and programs rely on it."""
     state = names.state(run.meta.name)
-    workspace = workspace_mount(run)
+    workspace = workspace_mount(run.spec, run.pods)
     volumes: list[Object] = [{"name": "state", "configMap": {"name": state}}]
     mounts: list[Object] = [{"name": "state", "mountPath": STATE, "readOnly": True}]
     if workspace is not None:
         claim, path = workspace
         volumes.append({"name": "workspace", "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": "workspace", "mountPath": path})
-    environment = {"PLUMBLINE_STATE": f"{run.meta.namespace}/{state}", **plan.environment}
+    own = {"PLUMBLINE_STATE": f"{run.meta.namespace}/{state}", "PLUMBLINE_RUN_UID": run.meta.uid}
+    environment = own | plan.environment
     container: Object = {
         "name": plan.container,
         "workingDir": workspace[1] if workspace is not None else "/tmp",
@@ -171,16 +189,23 @@ def _contract(run: Run, plan: PodPlan) -> Object:
 
 def _without_others(template: Object, container: str) -> Object:
     """The template without what it says of our containers in other Pods."""
-    spec = template.get("spec")
-    containers = spec.get("containers") if isinstance(spec, dict) else None
-    if not isinstance(spec, dict) or not isinstance(containers, list):
+    containers = _within(template, "spec", "containers")
+    if not isinstance(containers, list):
         return template
-    others = {HEAD, WORKER, PLAN} - {container}
+    others = [one for one in (HEAD, WORKER, PLAN) if one != container]
+    kept = [one for one in containers if not (isinstance(one, dict) and one.get("name") in others)]
+    return {**template, "spec": {**template["spec"], "containers": kept}}
 
-    def kept(one: Any) -> bool:
-        return not (isinstance(one, dict) and one.get("name") in others)
 
-    return {**template, "spec": {**spec, "containers": [one for one in containers if kept(one)]}}
+def _within(value: Any, *keys: str) -> Any:
+    """What lies under these keys of a template, in which anything may stand; None where there is nothing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _dicts(value: Any) -> list[Object]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _shared_memory(resources: Object) -> Object:

@@ -35,7 +35,8 @@ def worker_groups(run: Run, stage: Stage) -> list[WorkerGroup]:
     """The stage's own groups, else the run's, else what its kind needs."""
     groups = overridden(run.spec.cluster, stage.cluster).workers
     if groups is None:
-        return _groups_of_kind(stage.spec)
+        groups = _groups_of_kind(stage.spec)
+        return [_fixed(group) for group in groups] if run.spec.queue_name else groups
     own = stage.cluster is not None and stage.cluster.workers is not None
     if stage.kind == "curate" and not own:  # GPUs would idle
         return [group.model_copy(update={"gpus": 0, "accelerator": None}) for group in groups]
@@ -57,6 +58,11 @@ def _groups_of_kind(spec: StageSpec) -> list[WorkerGroup]:
             return [WorkerGroup(replicas=spec.parallelism.workers)]
         case _:
             return [WorkerGroup()]
+
+
+def _fixed(group: WorkerGroup) -> WorkerGroup:
+    """A group that cannot grow begins with all that it may need."""
+    return group.model_copy(update={"replicas": max(group.replicas, group.max_replicas or 0)})
 
 
 def ray_cluster(run: Run, stage: Stage, marks: Marks) -> Object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from plumbline.api import labels
 from plumbline.api.report import run_key
@@ -45,7 +46,8 @@ def ray_service(run: Run, endpoint: Endpoint) -> Object:
 def restored_service(run: Run, restored: Restored) -> Object:
     """The RayService with the spec that served before."""
     annotations = {labels.FINGERPRINT: restored.fingerprint, REFUSED: restored.refused}
-    return _service(run, restored.stage, run.labels("endpoint", stage=restored.stage), annotations, restored.spec)
+    own = run.labels("endpoint", stage=restored.stage, plan=_plan(restored.spec))
+    return _service(run, restored.stage, own, annotations, restored.spec)
 
 
 def _service(run: Run, stage: str, own: dict[str, str], annotations: dict[str, str], spec: Object) -> Object:
@@ -71,6 +73,12 @@ def _serve_config(endpoint: Endpoint) -> str:
     }
     http = {"host": "0.0.0.0", "port": PORT}
     return json.dumps({"proxy_location": "EveryNode", "http_options": http, "applications": [application]}, indent=2)
+
+
+def _plan(spec: Object) -> int | None:
+    """Generation of the plan that a spec reads; as long as the label names it, its file is kept."""
+    found = re.search(r"run-(\d+)\.json", str(spec.get("serveConfigV2")))
+    return int(found[1]) if found else None
 
 
 def _compact(value: object) -> str:

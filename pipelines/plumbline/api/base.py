@@ -10,6 +10,8 @@ from pydantic.alias_generators import to_camel
 
 # A DNS-1035 label: stage names become parts of Kubernetes object names.
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=30)]
+# A DNS subdomain, as Kubernetes names objects: it must not be able to lead out of the path of a request.
+ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$", max_length=32)]
 

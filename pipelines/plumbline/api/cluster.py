@@ -25,8 +25,9 @@ class PodShape(SpecModel):
     """Node labels that the Pod needs."""
     template: dict[str, Any] | None = Field(default=None, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
     """Pod template laid over the generated one: tolerations, volumes, security context, … Maps are merged, null removes a
-    key; containers, env and volumes are merged by name, volumeMounts by mountPath; tolerations are added. Ray's container is
-    called `ray-head` or `ray-worker`. What Plumbline itself needs to work (its labels, its mounts, PLUMBLINE_*) stays."""
+    key (apply with `--server-side`: plain `kubectl apply` drops nulls); containers, env and volumes are merged by name,
+    volumeMounts by mountPath; tolerations are added. Ray's container is called `ray-head` or `ray-worker`. What Plumbline
+    itself needs to work (its labels, its mounts, PLUMBLINE_*) stays."""
 
 
 class WorkerGroup(PodShape):

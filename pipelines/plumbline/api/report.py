@@ -9,7 +9,7 @@ The reader trusts nothing in it: a value that does not validate is passed over.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ from plumbline.api.base import Name, NonNegativeInt, SpecModel
 from plumbline.api.status import StageProgress
 
 Verdict = Literal["Passed", "Failed", "Inconclusive"]
+Figures = Annotated[dict[Annotated[str, Field(max_length=128)], Annotated[str, Field(max_length=256)]], Field(max_length=64)]
+"""Metrics by name, as strings."""
 
 
 def run_key(generation: int) -> str:
@@ -45,7 +47,7 @@ class Result(SpecModel):
 
     artifact: str = Field(max_length=4096)
     """URI of its folder."""
-    metrics: dict[str, str] = Field(default={}, max_length=64)
+    metrics: Figures = {}
     """Key figures, as strings."""
     verdict: Verdict | None = None
     """Of the gate, where the artifact is a report with one."""
@@ -86,7 +88,7 @@ class StageReport(SpecModel):
     """What it does now."""
     progress: StageProgress | None = None
     """How far it is."""
-    metrics: dict[str, str] = Field(default={}, max_length=64)
+    metrics: Figures = {}
     """Latest figures, as strings."""
     result: Result | None = None
     """The artifact, once it is whole."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field
 
-from plumbline.api.base import Name, NonNegativeInt, PositiveInt, SpecModel, StageSpec, Uri, list_map
+from plumbline.api.base import Name, NonNegativeInt, ObjectName, PositiveInt, SpecModel, StageSpec, Uri, list_map
 from plumbline.api.cluster import ClusterSpec
 from plumbline.api.stages.curate import CurateSpec
 from plumbline.api.stages.evaluate import EvaluateSpec
@@ -35,7 +35,7 @@ class ModelSpec(SpecModel):
     """Type of the frozen weights. `auto`: bfloat16 on a GPU, float32 on a CPU. Adapters are float32 always."""
     trust_remote_code: Literal[False] = False
     """Code from model repositories is never run; the field is here so that nobody looks for it in vain."""
-    token_secret: str | None = Field(default=None, max_length=253)
+    token_secret: ObjectName | None = None
     """Name of the Secret whose `token` reads a private `hf://` model."""
 
 
@@ -44,9 +44,9 @@ class WorkspaceSpec(SpecModel):
 
     uri: Uri
     """fsspec URI. A relative path lies below the current folder with `plumbline run`, below the volume claim in a cluster."""
-    persistent_volume_claim: str | None = Field(default=None, max_length=253)
+    persistent_volume_claim: ObjectName | None = None
     """Claim that the stages mount."""
-    credentials_secret: str | None = Field(default=None, max_length=253)
+    credentials_secret: ObjectName | None = None
     """Name of the Secret whose keys become environment variables of the stages (`AWS_ACCESS_KEY_ID`, …)."""
 
 
@@ -129,9 +129,9 @@ class RunSpec(SpecModel):
     """The pipeline, in an order in which every stage comes after its inputs."""
     cluster: ClusterSpec | None = None
     """Ray cluster of every stage that does not override it."""
-    queue_name: str | None = Field(default=None, max_length=63)
+    queue_name: Annotated[ObjectName, Field(max_length=63)] | None = None
     """Kueue LocalQueue."""
-    priority_class_name: str | None = Field(default=None, max_length=253)
+    priority_class_name: ObjectName | None = None
     """Priority class of all Pods."""
     suspend: bool = False
     """True stops the current stages at their last checkpoint; false goes on from there. A local run refuses to start."""

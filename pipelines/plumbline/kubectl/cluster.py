@@ -19,12 +19,19 @@ if TYPE_CHECKING:
     from kubernetes.client import V1Pod
 
 COMPONENT = "app.kubernetes.io/component"
+OURS = ("ray-head", "plan")
+"""Containers that run our programs. A service mesh may put its own before them."""
+SHOWN_NAMES = 20
 Run = dict[str, Any]
 """An AlignmentRun as the API server has it. Its status may come from another version, so it is read field by field."""
 
 
 class NotFound(PlumblineError):
     """The API server knows no such thing."""
+
+
+class NotStarted(PlumblineError):
+    """The Pod is there; its container is not yet."""
 
 
 class Refused(InvalidInput):
@@ -139,18 +146,30 @@ class Cluster:
         return max(pods, key=lambda pod: pod.metadata.creation_timestamp, default=None)
 
     def logs(self, pod: V1Pod, follow: bool) -> Iterator[bytes]:
-        """The log of a Pod's first container, in pieces."""
+        """The log of our container in a Pod, in pieces.
+
+        Raises:
+            NotStarted: it has none yet.
+        """
+        from kubernetes.client import ApiException
+
         assert pod.metadata is not None
         assert pod.spec is not None
+        containers = [container.name for container in pod.spec.containers]
         with asking():
-            answer: Any = self._core.read_namespaced_pod_log(
-                str(pod.metadata.name),
-                self.namespace,
-                container=pod.spec.containers[0].name,
-                follow=follow,
-                _preload_content=False,
-                _request_timeout=(TIMEOUT[0], 24 * 3600) if follow else TIMEOUT,
-            )
+            try:
+                answer: Any = self._core.read_namespaced_pod_log(
+                    str(pod.metadata.name),
+                    self.namespace,
+                    container=next((name for name in containers if name in OURS), containers[0]),
+                    follow=follow,
+                    _preload_content=False,
+                    _request_timeout=(TIMEOUT[0], 24 * 3600) if follow else TIMEOUT,
+                )
+            except ApiException as error:
+                if error.status == 400:
+                    raise NotStarted(words(error)) from error
+                raise
             try:
                 yield from answer.stream(amt=None, decode_content=True)
             finally:
@@ -182,4 +201,7 @@ SELECTORS = {"stage": labels.STAGE, "node": "ray.io/node-type", "component": COM
 def near(name: str, names: list[str]) -> str:
     """`did you mean …?`, or what there is."""
     close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names)}" if names else "there is none"
+    if close or not names:
+        return f"did you mean '{close[0]}'?" if close else "there is none"
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return f"there are: {', '.join(names[:SHOWN_NAMES])}{more}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +17,19 @@ if TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], int]
 
 
+def add_cluster_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """kubectl takes these before and after the command, and so do we."""
+    parser.add_argument("-n", "--namespace", default=default, help="of runs in a cluster; default: that of the context")
+    parser.add_argument("--context", default=default, help="of the kubeconfig; default: the current one")
+
+
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
     """Add the commands to the parser of `plumbline`."""
 
     def add(name: str, function: Command, text: str, run: str | None = None) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
         command.add_argument("run", metavar="RUN", nargs=run, help="name of an AlignmentRun in the cluster")
-        command.add_argument("-n", "--namespace", help="default: that of the context")
-        command.add_argument("--context", help="of the kubeconfig; default: the current one")
+        add_cluster_options(command, argparse.SUPPRESS)
         command.set_defaults(command=_interruptible(function))
         return command
 
@@ -31,7 +38,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser], 
     status.add_argument("--json", action="store_true", help="JSON for programs")
     logs = add("logs", _logs, "what a stage prints; default: the one at work, or the one that failed")
     logs.add_argument("stage", metavar="STAGE", nargs="?", help="name of the stage")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until the Pod ends")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the stage ends, from attempt to attempt")
     report = add("report", _report, "scores and verdict of an evaluation")
     report.add_argument("stage", metavar="STAGE", nargs="?", help="an evaluate stage; default: the last that is done")
     report.add_argument("-o", "--output", type=Path, metavar="FILE", help="copy the report's page here")
@@ -83,11 +90,11 @@ def _logs(options: argparse.Namespace) -> int:
         pod = cluster.pod(run, component="plan")
     else:
         stage = _stage(run, name)
+        if options.follow:
+            return _follow(cluster, run, name)
         pod = cluster.pod(run, stage=name, node="head")
     if pod is not None:
-        for piece in cluster.logs(pod, options.follow):
-            sys.stdout.buffer.write(piece)
-            sys.stdout.buffer.flush()
+        _copy(cluster.logs(pod, options.follow))
         return 0
     if name is None:
         plan = (run.get("status") or {}).get("plan") or {}
@@ -95,6 +102,34 @@ def _logs(options: argparse.Namespace) -> int:
         return 0
     print("\n".join(_last_words(cluster, run, stage)))
     return 0
+
+
+def _follow(cluster: Cluster, run: Run, name: str) -> int:
+    """What a stage prints, one attempt after the other, until it has ended."""
+    from plumbline.kubectl.cluster import NotFound, NotStarted
+    from plumbline.kubectl.status import POLL, ended
+
+    shown: list[str | None] = []
+    while True:
+        stage = _stage(run, name)
+        over = ended(run) or stage["phase"] in ENDED  # known before the Pod is looked for, so that no attempt is missed
+        pod = cluster.pod(run, stage=name, node="head")
+        if pod is not None and pod.metadata is not None and pod.metadata.uid not in shown:
+            with suppress(NotFound, NotStarted):
+                _copy(cluster.logs(pod, follow=True))
+                shown.append(pod.metadata.uid)
+        if over:
+            if not shown:
+                print("\n".join(_last_words(cluster, run, stage)))
+            return 0
+        time.sleep(POLL)
+        run = cluster.run(run["metadata"]["name"])
+
+
+def _copy(pieces: Iterator[bytes]) -> None:
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
 
 
 def _stage_of_interest(run: Run) -> str | None:
@@ -243,5 +278,7 @@ def _stage(run: Run, name: str) -> dict[str, Any]:
     return {"name": name, "kind": stages[name], "phase": "Pending"}
 
 
+ENDED = ("Succeeded", "Cached", "Failed", "Blocked", "Suspended")
+"""Phases in which no attempt is under way, nor follows by itself."""
 NO_KIND = ("name", "inputs", "cluster")
 """Fields of a stage in the spec that are not its kind."""

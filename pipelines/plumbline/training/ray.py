@@ -111,11 +111,16 @@ class _Relay:
         self._thread.join()
 
     def _pass_on(self) -> None:
+        began = False
         while True:
             last = self._over.is_set()
             try:
                 while True:
-                    self._report.step(*self._outbox.get_nowait())
+                    step = self._outbox.get_nowait()
+                    if not began:
+                        self._report.say("training")
+                    began = True
+                    self._report.step(*step)
             except Empty:
                 pass
             if last:

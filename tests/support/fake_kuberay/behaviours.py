@@ -197,6 +197,7 @@ def node_lost() -> Behaviour:
         words = "Taint manager: deleting due to NoExecute taint"
         await job.cluster.kubelet.disrupted(job.heads[0], "DeletionByTaintManager", words)
         await job.status(jobStatusCheckFailureStartTime=now())
+        await asyncio.sleep(1)  # for KubeRay's 300: watches of Pods and of RayJobs need not be equally fast
         await job.end("Failed", "RUNNING", "JobStatusCheckTimeoutExceeded", "Job status check timed out after 300s")
 
     return play

@@ -117,8 +117,8 @@ class RayJob:
         self._incarnation += 1
         name = f"{self.name}-{self.uid[:5]}{self._incarnation}"
         await self.status(jobDeploymentStatus="Initializing", rayClusterName=name, jobId=name, startTime=now())
-        if self.spec.get("suspend"):
-            await asyncio.Event().wait()  # suspended from the start: the supervisor goes on from here
+        # Suspended from the start: `live` ends this, unless somebody resumes the job at this very moment.
+        await self._until(lambda: not self.spec.get("suspend"))
         spec, common = self.spec["rayClusterSpec"], {"ray.io/cluster": name, "ray.io/is-ray-node": "yes"}
         create = self.cluster.kubelet.create
         self.heads = [

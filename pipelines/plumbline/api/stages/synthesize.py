@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from plumbline.api.base import ArtifactType, Input, NonNegativeInt, PositiveInt, SpecModel, StageSpec, Uri
+from plumbline.api.base import ArtifactType, Input, NonNegativeInt, ObjectName, PositiveInt, SpecModel, StageSpec, Uri
 
 
 class TeacherSpec(SpecModel):
@@ -16,7 +16,7 @@ class TeacherSpec(SpecModel):
     """Base URL of an OpenAI-compatible API."""
     model: str | None = Field(default=None, max_length=200)
     """Model name at the endpoint."""
-    key_secret: str | None = Field(default=None, max_length=253)
+    key_secret: ObjectName | None = None
     """Name of the Secret whose `apiKey` is the endpoint's key."""
 
 
