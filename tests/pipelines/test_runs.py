@@ -1,4 +1,4 @@
-"""The embedded driver end to end: interrupted anywhere, it ends with what an undisturbed run gives."""
+"""The embedded driver end to end: gates, endpoints, other drivers and other clusters."""
 
 from __future__ import annotations
 
@@ -13,92 +13,11 @@ from typing import Any
 import openai
 import pytest
 
-from support.embedded import RUN, Runs, Watch
+from support.embedded import RUN, Runs
 
 SAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "samples"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def checksums(workspace: Path) -> dict[str, dict[str, str]]:
-    """Every file of every artifact but reports, which hold times: its SHA-256, by kind and fingerprint."""
-    return {
-        f"{manifest.parent.parent.name}/{manifest.parent.name}": {
-            name: facts["sha256"]
-            for name, facts in json.loads(manifest.read_text())["files"].items()
-            if "report" not in name
-        }
-        for manifest in workspace.glob("artifacts/*/*/manifest.json")
-    }
-
-
-def at(stage: str, step: int | None = None, message: str = "") -> Watch:
-    """True at the stage's progress event with this step or a later one, or with this message."""
-
-    def watch(event: dict[str, Any]) -> bool:
-        if event["event"] != "progress" or event["stage"] != stage:
-            return False
-        return message in event.get("message", "") and (step is None or event.get("step", -1) >= step)
-
-    return watch
-
-
-def leftovers(workspace: Path) -> list[str]:
-    """Command lines of living processes that name this workspace."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if str(workspace) in command:
-            found.append(command)
-    return found
-
-
-def test_killed_at_every_stage_it_ends_with_the_same_artifacts(tmp_path: Path) -> None:
-    straight, killed = Runs(tmp_path / "straight"), Runs(tmp_path / "killed")
-    for runs in (straight, killed):
-        runs.folder.mkdir()
-        runs.file()
-    code, events, err = straight.run(straight.folder / "run.yaml", "--no-serve")
-    assert code == 0, err
-    assert [e["stage"] for e in events if e["event"] == "finished"] == ["data", "sft", "align", "check"]
-
-    file, workspace = killed.folder / "run.yaml", killed.folder / "workspace"
-    for when in (at("data", message="reading"), at("sft", step=6), at("align", step=3), at("check", message="asking")):
-        code, _ = killed.interrupt(file, when, signal.SIGKILL, "--no-serve")
-        assert code == -signal.SIGKILL
-    code, events, err = killed.run(file, "--no-serve")
-    assert code == 0, err
-    assert [e["stage"] for e in events if e["event"] == "cached"] == ["data", "sft", "align"]
-    assert checksums(workspace) == checksums(straight.folder / "workspace")
-    for metrics in workspace.glob("artifacts/*/*/metrics.jsonl"):  # nothing lost, nothing doubled
-        steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-        assert steps == list(range(1, len(steps) + 1))
-    assert not list((workspace / "checkpoints").iterdir())
-    deadline = time.monotonic() + 30  # the kernel and Ray need a moment to end a killed driver's children
-    while leftovers(workspace) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not leftovers(workspace)
-
-
-def test_interrupted_by_the_user_it_says_so_and_continues(runs: Runs) -> None:
-    file = runs.file(RUN.replace("maxSteps: 12", "maxSteps: 80"))
-    code, err = runs.interrupt(file, at("sft", step=5), signal.SIGINT, "--until", "sft")
-    assert code == 130
-    assert "the same command continues" in err
-    assert not leftovers(runs.folder / "workspace")
-    code, events, err = runs.run(file, "--until", "sft")
-    assert code == 0, err
-    first = next(e for e in events if e["event"] == "progress" and e["stage"] == "sft" and "step" in e)
-    assert first["step"] > 4  # from the checkpoint, not from the start
-    # An unchanged run does nothing; an edited stage is done again, and what it reads is not.
-    code, events, _ = runs.run(file, "--until", "sft")
-    assert [(e["event"], e["stage"]) for e in events] == [("cached", "data"), ("cached", "sft")]
-    edited = runs.plan(file, "--set", "stages.sft.sft.maxSteps=2")
-    assert edited == {"data": True, "sft": False, "align": False, "check": False, "live": False}
-    assert runs.plan(file, "--set", "stages.sft.sft.parallelism.workers=1")["sft"]
 
 
 def test_gate_holds_serving_back_and_an_endpoint_serves(runs: Runs) -> None:
@@ -136,26 +55,6 @@ def test_gate_holds_serving_back_and_an_endpoint_serves(runs: Runs) -> None:
             time.sleep(0.2)
 
 
-def test_driver_killed_while_the_endpoint_starts_leaves_none_behind(runs: Runs) -> None:
-    file = runs.file(
-        """
-apiVersion: plumbline.dev/v1alpha1
-kind: AlignmentRun
-metadata: {name: bare}
-spec:
-  model: {base: "builtin://tiny"}
-  workspace: {uri: WORKSPACE}
-  stages: [{name: live, serve: {ungated: true}}]
-"""
-    )
-    code, _ = runs.interrupt(file, lambda e: e["event"] == "started", signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    deadline = time.monotonic() + 60
-    while leftovers(runs.folder / "workspace") and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not leftovers(runs.folder / "workspace")
-
-
 def test_two_drivers_of_one_run_do_not_collide(runs: Runs) -> None:
     file = runs.file()
     first = runs.start(file, "--until", "data")
@@ -185,41 +84,3 @@ def test_preference_tuning_on_an_existing_cluster(runs: Runs, ray_session: str) 
     ]
     assert history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # policy = reference before the first update
     assert history[-1]["rewardAccuracy"] > 0.6
-
-
-def test_a_killed_training_worker_is_replaced(runs: Runs) -> None:
-    file = runs.file()
-    process = runs.start(file, "--until", "sft")
-    assert process.stdout is not None
-    events = []
-    for line in process.stdout:
-        events.append(json.loads(line))
-        if len(events) > 1 and at("sft", step=6)(events[-1]):
-            os.kill(training_worker(process.pid), signal.SIGKILL)
-            break
-    out, err = process.communicate(timeout=240)
-    events += [json.loads(line) for line in out.splitlines()]
-    assert process.returncode == 0, err
-    assert any("a worker was lost" in e.get("message", "") for e in events)
-    metrics = next((runs.folder / "workspace").glob("artifacts/sft/*/metrics.jsonl"))
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 13))
-
-
-def training_worker(driver: int) -> int:
-    """A Ray Train worker process below the driver."""
-    parents = {}
-    workers = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if b"RayTrainWorker" in (process / "cmdline").read_bytes():
-                workers.append(int(process.name))
-        except OSError:
-            continue
-    for worker in workers:
-        above = worker
-        while above > 1:
-            above = parents.get(above, 0)
-            if above == driver:
-                return worker
-    raise AssertionError(f"no training worker below {driver}: {workers}")
