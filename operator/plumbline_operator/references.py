@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,7 +15,6 @@ from plumbline_operator.settings import Settings
 log = logging.getLogger(__name__)
 REMEMBERED = 300.0  # seconds that a positive answer holds
 KEPT = 1000  # answers
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 class References:
@@ -41,8 +39,6 @@ class References:
                 yield "Secret", secret
 
     async def _exists(self, namespace: str, kind: str, name: str) -> bool:
-        if _NAME.fullmatch(name) is None:
-            return False  # nothing can be called so, and it must not get into the path of a request
         now = self._clock()
         exists, until = self._answers.get((kind, namespace, name), (False, now))
         if now < until:

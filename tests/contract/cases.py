@@ -81,6 +81,8 @@ BAD = {
     "unknown field of spec": stages(DATA).replace("  model:", "  modle: {}\n  model:"),
     "wrong type": stages(DATA, "- {name: sft, sft: {seed: one}}\n"),
     "number as text": stages(DATA, "- {name: sft, sft: {seed: '1'}}\n"),
+    "a claim's name that is a path": stages(DATA).replace("/tmp/workspace", "runs, persistentVolumeClaim: ../secrets/other"),
+    "a queue's name in capitals": stages(DATA).replace("  workspace:", "  queueName: Team\n  workspace:"),
     "text as number": stages(DATA).replace("/tmp/workspace", "7"),
     "fraction for a whole number": stages(DATA, "- {name: sft, sft: {maxSteps: 1.5}}\n"),
     "list for a block": stages(DATA, "- {name: sft, sft: []}\n"),

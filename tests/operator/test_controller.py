@@ -335,21 +335,6 @@ def test_what_many_runs_name_is_asked_for_once(in_world: InWorld) -> None:
     in_world(test)
 
 
-@pytest.mark.parametrize("name", ["../configmaps/other", "..", "other?watch=1", "Other"])
-def test_a_name_is_no_path(in_world: InWorld, name: str) -> None:
-    """Who may write runs must not learn through the operator what there is elsewhere."""
-
-    async def test(world: World) -> None:
-        await world.cluster.create(foreign("ConfigMap", "other", world.namespace))
-        spec = parse("run", SPEC | {"workspace": {"uri": "runs", "persistentVolumeClaim": name}})
-        world.requests.clear()
-        missing = await References(world.cluster, SETTINGS).missing(world.namespace, spec)
-        assert missing == (("PersistentVolumeClaim", name),)
-        assert world.requests == []
-
-    in_world(test)
-
-
 def test_an_endpoint_is_applied_and_fields_that_go_go(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         await world.make_run()
