@@ -62,9 +62,7 @@ class Project:
             time.sleep(0.05)
         return found
 
-    def wait_condition(
-        self, type: str, reason: str | None = None, status: str = "True", name: str = "run", timeout: float = 45
-    ) -> Object:
+    def wait_condition(self, type: str, reason: str | None = None, status: str = "True", name: str = "run") -> Object:
         """Until a condition holds, for the generation that is stored."""
 
         def true() -> Object | None:
@@ -76,7 +74,7 @@ class Project:
                     return found if one["observedGeneration"] == current else None
             return None
 
-        found: Object = self.wait(true, timeout, name)
+        found: Object = self.wait(true, name=name)
         return found
 
     def wait_stage(self, stage: str, phase: str | None = None, reason: str | None = None, name: str = "run") -> Object:
