@@ -57,7 +57,7 @@ class StageStatus(SpecModel):
     attempt: NonNegativeInt = 0
     """Number of the current attempt, from 1. It only grows: a later attempt fences the earlier ones."""
     failures: NonNegativeInt = 0
-    """Attempts that failed since the stage was changed or retried; `backoffLimit` bounds them."""
+    """Attempts that failed since the stage was changed or retried, 0 once it is done; `backoffLimit` bounds them."""
     retry_time: str | None = Field(default=None, json_schema_extra={"format": "date-time"})
     """When the next attempt begins."""
     child: str | None = None
