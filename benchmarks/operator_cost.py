@@ -159,6 +159,13 @@ async def complete(rest: Rest) -> int:
     return sum(one.get("status", {}).get("phase") == "Succeeded" for one in listed)
 
 
+async def quiet(meter: Meter) -> None:
+    """Until the operator has told all it had to tell: Events are posted beside the work, and on a slow API server long after it."""
+    written = -1.0
+    while written != (written := sum(meter.requests().get(verb, 0) for verb in WRITES)):
+        await asyncio.sleep(10)
+
+
 async def drive(kubeconfig: str, meter: Meter, runs: int, rate: float) -> dict[str, Any]:
     """Create the runs, wait until they are complete, then watch the operator idle."""
     async with Rest(kubeconfig) as rest:
@@ -173,6 +180,7 @@ async def drive(kubeconfig: str, meter: Meter, runs: int, rate: float) -> dict[s
         await asyncio.sleep(5)
         after, spent = meter.requests(), meter.cpu_seconds() - cpu
         lag = {"p50": meter.lag(0.5), "p99": meter.lag(0.99)}
+        await quiet(meter)
         idle_before, idle_cpu = meter.requests(), meter.cpu_seconds()
         await asyncio.sleep(IDLE_SECONDS)
         idle_after = meter.requests()

@@ -34,7 +34,8 @@ class References:
             yield "PersistentVolumeClaim", workspace[0]
         if spec.queue_name is not None:
             yield "LocalQueue", spec.queue_name
-        for secret in (spec.workspace.credentials_secret, spec.model.token_secret):
+        of_stages = (name for stage in spec.stages for name, _ in stage.spec.secrets().values())
+        for secret in dict.fromkeys((spec.workspace.credentials_secret, spec.model.token_secret, *of_stages)):
             if secret is not None and secret in self._settings.readable_secrets:
                 yield "Secret", secret
 

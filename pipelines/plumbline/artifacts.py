@@ -2,6 +2,7 @@
 
 WORKSPACE/artifacts/KIND/FINGERPRINT/…, manifest.json     results
 WORKSPACE/checkpoints/FINGERPRINT/…                       what a stage resumes from
+WORKSPACE/replies/FOLDER/…                                what teachers answered: paid once, kept until deleted by hand
 WORKSPACE/leases/FINGERPRINT.json                         which attempt may write the artifact
 WORKSPACE/runs/NAME/…                                     plans, logs and progress of the drivers
 """

@@ -239,7 +239,9 @@ def _crd(options: argparse.Namespace) -> int:
 
         from plumbline.api import crd
 
-        print(f"# {crd.ORIGIN}\n{yaml.safe_dump(crd.render(), sort_keys=False, width=120)}", end="")
+        print(
+            f"# {crd.ORIGIN}\n{yaml.safe_dump(crd.render(), sort_keys=False, width=1000, default_flow_style=None)}", end=""
+        )
     return 0
 
 

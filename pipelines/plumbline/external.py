@@ -6,12 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 
+from plumbline import hub
 from plumbline.artifacts import absolute_uri, file_digest
 from plumbline.errors import InvalidInput, PlumblineError, one_line
 
@@ -32,8 +34,9 @@ def expand(uri: str, where: str = "") -> list[str]:
     """
     prefix = f"{where}: " if where else ""
     uri = absolute_uri(uri)
-    with _reaching(uri, prefix):
+    with reaching(uri, prefix):
         filesystem, path = fsspec.core.url_to_fs(uri)
+        filesystem.invalidate_cache()
         if filesystem.isdir(path):
             found = [name for name in filesystem.find(path) if not _hidden(name[len(path) :])]
         elif filesystem.exists(path):  # a name may hold glob characters
@@ -52,7 +55,7 @@ def _hidden(path: str) -> bool:
 
 
 @contextmanager
-def _reaching(uri: str, prefix: str) -> Iterator[None]:
+def reaching(uri: str, prefix: str) -> Iterator[None]:
     """Errors of a file system in plain words."""
     try:
         yield
@@ -78,6 +81,8 @@ def identity(uri: str, where: str = "") -> str:
         return f"skills:{skills.VERSION}"
     if uri.startswith("builtin://"):
         raise _not_built_in(uri, prefix)
+    if uri.startswith("hf://"):
+        return f"commit:{hub.dataset(uri, prefix).commit(prefix)}"
     return _files_identity(expand(uri, where), uri, prefix)
 
 
@@ -95,7 +100,7 @@ def model_identity(base: str, revision: str | None = None, where: str = "spec.mo
     if base.startswith("builtin://"):
         raise _not_built_in(base, prefix)
     if base.startswith("hf://"):
-        return _hub_commit(base.removeprefix("hf://"), revision, prefix)
+        return f"commit:{hub.commit('model', base.removeprefix('hf://'), revision, prefix)}"
     check_model(base, where)
     return _files_identity(expand(base, where), base, prefix)
 
@@ -104,15 +109,33 @@ def _not_built_in(uri: str, prefix: str) -> InvalidInput:
     return InvalidInput(f"{prefix}'{uri}' is not built in; there are {TINY} (a model) and {SKILLS} (data)")
 
 
+@dataclass(frozen=True)
+class Stamp:
+    """What tells one content of a file from another without reading it: its size, and its etag, version or time."""
+
+    size: int
+    mark: str
+
+
+def stamp_of(uri: str, fresh: bool = True) -> Stamp:
+    """The file's stamp; errors are the file system's own.
+
+    Args:
+        uri: local path or fsspec URI.
+        fresh: ask anew; otherwise what a listing has just told will do.
+    """
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    if fresh:
+        filesystem.invalidate_cache(path)
+    info: dict[str, Any] = filesystem.info(path)
+    marks = ("ETag", "mtime", "LastModified", "last_modified", "blob_id", "created")
+    return Stamp(info.get("size") or 0, str(next((info[mark] for mark in marks if info.get(mark)), None)))
+
+
 def _files_identity(names: list[str], uri: str, prefix: str) -> str:
-    facts = []
-    with _reaching(uri, prefix):
-        for name in names:
-            filesystem, path = fsspec.core.url_to_fs(name)
-            info: dict[str, Any] = filesystem.info(path)
-            marks = ("ETag", "mtime", "LastModified", "last_modified", "blob_id", "created")
-            stamp = next((info[mark] for mark in marks if info.get(mark)), None)
-            facts.append([Path(path).name, info.get("size"), str(stamp)])
+    with reaching(uri, prefix):
+        stamps = [(Path(name).name, stamp_of(name, fresh=False)) for name in names]
+    facts = [[name, stamp.size, stamp.mark] for name, stamp in stamps]
     return "files:" + hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
@@ -124,7 +147,7 @@ def check_model(base: str, where: str = "spec.model.base") -> None:
         PlumblineError: the file system cannot be reached.
     """
     prefix = f"{where}: "
-    with _reaching(base, prefix):
+    with reaching(base, prefix):
         filesystem, path = fsspec.core.url_to_fs(absolute_uri(base))
         problem = _model_problem(filesystem, path)
     if problem:
@@ -172,26 +195,3 @@ def _whole_safetensors(filesystem: Any, path: str) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return False
     return bool(8 + length + max(ends, default=0) == size)
-
-
-def _hub_commit(name: str, revision: str | None, prefix: str) -> str:
-    if revision and len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
-        return f"commit:{revision}"
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return f"commit:{HfApi().model_info(name, revision=revision, timeout=20).sha}"
-    except HFValidationError as error:
-        raise InvalidInput(f"{prefix}'hf://{name}' is no name of a model; write hf://ORG/NAME") from error
-    except GatedRepoError as error:
-        raise InvalidInput(f"{prefix}the hub gives '{name}' only with a token that was granted access (HF_TOKEN)") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise InvalidInput(
-            f"{prefix}the hub has no model '{name}' at revision '{revision or 'main'}', or none that this token may read"
-        ) from error
-    except Exception as error:  # the hub's client passes on whatever its transport raises
-        raise PlumblineError(
-            f"{prefix}the hub cannot be reached to resolve '{name}' ({type(error).__name__}: {one_line(error)}); "
-            "pin `revision` to a full commit to run without it"
-        ) from error

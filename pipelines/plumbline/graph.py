@@ -80,7 +80,7 @@ def build_graph(spec: RunSpec) -> Graph:
             found = " and ".join(stage.kinds) or "none"
             problems.append(Problem(path, f"a stage holds exactly one kind; '{stage.name}' has {found}"))
             continue
-        problems += [Problem(f"{path}.{stage.kind}.{where}", what) for where, what in stage.spec.problems()]
+        problems += [Problem(f"{path}.{stage.kind}.{where}".rstrip("."), what) for where, what in stage.spec.problems()]
         inputs = _wire(stage, path, nodes, spec, problems)
         nodes.append(Node(stage.name, stage.kind, stage.spec, stage.spec.output_type(), inputs))
         _check_kind_rules(nodes, path, problems)
@@ -120,7 +120,8 @@ def _default(
                 return (node.name,)
     if accepts.default_to_base:
         return (BASE,)
-    if accepts.required:
+    waived = accepts.unless is not None and getattr(stage.spec, accepts.unless) is not None
+    if accepts.required and not waived:
         problems.append(
             Problem(f"{path}.inputs.{role}", f"'{stage.name}' needs a {accepts.type.value} and no earlier stage makes one")
         )
@@ -185,6 +186,15 @@ def _join(names: tuple[str, ...] | None) -> str:
     return ", ".join(f"'{name}'" for name in names or ())
 
 
+def benchmark_files(spec: RunSpec) -> dict[str, tuple[str, str]]:
+    """The benchmark files that any stage of the run asks from, by field path of their URI: (benchmark, URI)."""
+    return {
+        f"spec.stages[{i}].{stage.kind}.{where}": found
+        for i, stage in enumerate(spec.stages)
+        for where, found in stage.spec.benchmark_files().items()
+    }
+
+
 def fingerprints(graph: Graph, spec: RunSpec, identities: Mapping[str, str]) -> dict[str, str]:
     """Fingerprint of every stage: its spec slice, its inputs' fingerprints, external identities, the kind's code version.
 
@@ -199,7 +209,9 @@ def fingerprints(graph: Graph, spec: RunSpec, identities: Mapping[str, str]) -> 
     done: dict[str, str] = {
         BASE: _digest({"identity": identities[spec.model.base], "dtype": spec.model.dtype}),
     }
+    asked = sorted(set(benchmark_files(spec).values()))
     for node in graph.nodes:
+        avoided = asked if node.spec.avoids_benchmarks() else []
         done[node.name] = _digest(
             {
                 "kind": node.kind,
@@ -211,11 +223,16 @@ def fingerprints(graph: Graph, spec: RunSpec, identities: Mapping[str, str]) -> 
                     role: [[name if node.spec.names_inputs else None, done[name]] for name in names]
                     for role, names in sorted(node.inputs.items())
                 },
-                "external": {where: identities[uri] for where, uri in sorted(node.spec.external_uris().items())},
+                "external": {where: identities[uri] for where, uri in sorted(_external(node.spec).items())},
+                **({"avoided": [[benchmark, uri, identities[uri]] for benchmark, uri in avoided]} if avoided else {}),
             }
         )
     del done[BASE]
     return done
+
+
+def _external(spec: StageSpec) -> dict[str, str]:
+    return spec.external_uris() | spec.external_models()
 
 
 def _digest(value: Any) -> str:

@@ -12,7 +12,7 @@ from plumbline.api.run import AlignmentRun
 from plumbline.artifacts import Artifact, Workspace
 from plumbline.errors import InvalidInput, InvalidRun, PlumblineError, Problem
 from plumbline.external import identity, model_identity
-from plumbline.graph import Graph, Node, build_graph, fingerprints
+from plumbline.graph import Graph, Node, benchmark_files, build_graph, fingerprints
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,17 @@ def make_plan(run: AlignmentRun, workspace: str | None = None, until: str | None
         graph = Graph(tuple(node for node in graph.nodes if node.name in graph.up_to(until)))
     problems = [_unavailable(names.index(node.name), node) for node in graph.nodes if node.spec.program is None]
     identities: dict[str, str] = {}
-    wanted = {"spec.model.base": run.spec.model.base}
+    models, wanted = {"spec.model.base": run.spec.model.base}, dict[str, str]()
     for node in graph.nodes:
-        i = names.index(node.name)
-        wanted |= {f"spec.stages[{i}].{node.kind}.{where}": uri for where, uri in node.spec.external_uris().items()}
-    for where, uri in wanted.items():
+        path = f"spec.stages[{names.index(node.name)}].{node.kind}"
+        wanted |= {f"{path}.{where}": uri for where, uri in node.spec.external_uris().items()}
+        models |= {f"{path}.{where}": uri for where, uri in node.spec.external_models().items()}
+    if any(node.spec.avoids_benchmarks() for node in graph.nodes):  # also those of stages that are not planned now
+        wanted |= {where: uri for where, (_, uri) in benchmark_files(run.spec).items()}
+    for where, uri in (models | wanted).items():
+        revision = run.spec.model.revision if uri == run.spec.model.base else None
         try:
-            of_model = where == "spec.model.base"
-            identities[uri] = model_identity(uri, run.spec.model.revision) if of_model else identity(uri, where)
+            identities[uri] = model_identity(uri, revision, where) if where in models else identity(uri, where)
         except PlumblineError as error:
             if error.exit_code != InvalidRun.exit_code:
                 raise

@@ -35,10 +35,13 @@ SKILLS = "{name: skills, benchmark: skills}"
 GOOD = {
     "whole pipeline": stages(DATA, SFT, PAIRS, "- {name: dpo, preference: {}}\n", CHECK, SERVE),
     "curate": stages(DATA),
-    "synthesize": stages("- {name: more, synthesize: {}}\n", SFT),
+    "synthesize": stages(DATA, "- {name: more, synthesize: {distill: {}}}\n", SFT),
     "synthesize pairs": stages(
-        "- {name: more, synthesize: {produces: PreferenceDataset}}\n", "- {name: dpo, preference: {}}\n"
+        DATA,
+        "- {name: more, synthesize: {selfImprove: {judge: {}}, produces: PreferenceDataset}}\n",
+        "- {name: dpo, preference: {}}\n",
     ),
+    "synthesize without a dataset": stages("- {name: more, synthesize: {textbook: {topics: [tides]}}}\n", SFT),
     "extendTokenizer": stages("- {name: words, extendTokenizer: {texts: [a.txt]}}\n"),
     "rewardModel": stages(PAIRS, "- {name: rm, rewardModel: {maxSteps: 3}}\n"),
     "rlhf": stages(DATA, "- {name: rl, rlhf: {steps: 2, rewards: [{type: exactMatch}], optimizer: {maxGradNorm: 0.5}}}\n"),
@@ -110,6 +113,21 @@ BAD = {
     "no data to tune on": stages(SFT),
     "only pairs to tune on": stages(PAIRS, SFT),
     "data comes later": stages(SFT, DATA),
+    "no data to distill from": stages("- {name: more, synthesize: {distill: {}}}\n", SFT),
+    "no method of synthesis": stages(DATA, "- {name: more, synthesize: {rows: 5}}\n"),
+    "two methods of synthesis": stages(DATA, "- {name: more, synthesize: {distill: {}, explain: {}}}\n"),
+    "pairs that no method makes": stages(DATA, "- {name: more, synthesize: {distill: {}, produces: PreferenceDataset}}\n"),
+    "endpoint without a model": stages(
+        DATA, '- {name: more, synthesize: {distill: {}, teacher: {endpoint: "https://a.example/v1"}}}\n'
+    ),
+    "endpoint that is no URL": stages(
+        DATA, "- {name: more, synthesize: {distill: {}, teacher: {endpoint: a.example, model: m}}}\n"
+    ),
+    "key without an endpoint": stages(DATA, "- {name: more, synthesize: {distill: {}, teacher: {keySecret: k}}}\n"),
+    "rewards and a judge": stages(
+        DATA, "- {name: more, synthesize: {selfImprove: {judge: {}, rewards: [{type: exactMatch}]}}}\n"
+    ),
+    "neither rewards nor a judge": stages(DATA, "- {name: more, synthesize: {selfImprove: {}}}\n"),
     "no pairs to prefer": stages(DATA, "- {name: dpo, preference: {}}\n"),
     "role of another kind": stages(DATA, "- {name: sft, inputs: {report: data}, sft: {}}\n"),
     "empty role of another kind": stages(DATA, "- {name: sft, inputs: {baselines: []}, sft: {}}\n"),

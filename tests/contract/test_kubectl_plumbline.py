@@ -102,9 +102,6 @@ def test_status_without_a_name_lists_the_runs(cluster: ObservedRun, command: Com
     assert command("status", "-n", "empty") == (0, "no runs in namespace 'empty'\n", "")
 
 
-@pytest.mark.parametrize(
-    ("end", "gate", "expected"), [("Complete", "Passed", 0), ("Complete", "Failed", 3), ("Failed", None, 1)]
-)
 @pytest.mark.parametrize("before", [True, False])
 def test_the_namespace_may_come_before_the_command_or_after_it(cluster: ObservedRun, command: Command, before: bool) -> None:
     elsewhere = ("-n", "no-such-namespace")
@@ -113,6 +110,9 @@ def test_the_namespace_may_come_before_the_command_or_after_it(cluster: Observed
     assert cluster.name not in shown
 
 
+@pytest.mark.parametrize(
+    ("end", "gate", "expected"), [("Complete", "Passed", 0), ("Complete", "Failed", 3), ("Failed", None, 1)]
+)
 def test_watch_ends_with_the_run_and_its_exit_code_says_how(
     end: str, gate: str | None, expected: int, cluster: ObservedRun, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from plumbline.api.ray_settings import SETTINGS
 from plumbline_operator.builders.overlay import lay_over
 from plumbline_operator.desired import Desired, PlanJob
 from plumbline_operator.settings import StagePods
-from support.built import EVERY, Object, cluster, environment, made, mounts, pod_specs, ray_job, service
+from support.built import DATA, EVERY, Object, cluster, environment, groups, made, mounts, pod_specs, ray_job, service
 
 
 @pytest.mark.parametrize("desired", EVERY, ids=lambda one: type(one).__name__)
@@ -69,6 +69,38 @@ def test_programs_find_state_settings_and_secrets(desired: Desired) -> None:
         assert mounts(pod)["/plumbline/state"]["configMap"] == {"name": "run-state"}
         assert pod["priorityClassName"] == "high"
         assert pod["containers"][0]["workingDir"] == "/tmp"  # nothing is mounted for s3://
+
+
+def teacher(name: str, **fields: object) -> Object:
+    return {"endpoint": f"https://{name}.example/v1", "model": "m", **fields}
+
+
+def test_keys_of_endpoints_come_from_their_secrets_into_pods_of_their_stage_only() -> None:
+    judge = teacher("judge", keySecret="of-judge")
+    more = {
+        "teacher": teacher("wise", keySecret="of-teacher"),
+        "selfImprove": {"judge": judge},
+    }
+    stages = [DATA, {"name": "more", "synthesize": more}, {"name": "sft", "sft": {}}]
+    for pod in pod_specs(ray_job("more", stages=stages)):
+        variables = environment(pod)
+        assert variables["PLUMBLINE_TEACHER_KEY"] == {"secretKeyRef": {"name": "of-teacher", "key": "apiKey"}}
+        assert variables["PLUMBLINE_JUDGE_KEY"] == {"secretKeyRef": {"name": "of-judge", "key": "apiKey"}}
+    for other in (ray_job("sft", stages=stages), made(PlanJob(3, 1), stages=stages)):
+        for pod in pod_specs(other):
+            assert not {"PLUMBLINE_TEACHER_KEY", "PLUMBLINE_JUDGE_KEY"} & environment(pod).keys()
+
+
+def test_workers_stand_by_only_where_the_runs_own_model_is_asked() -> None:
+    def stages(**fields: object) -> list[Object]:
+        return [DATA, {"name": "more", "synthesize": {"distill": {}, **fields}}]
+
+    own, endpoint = stages(), stages(teacher=teacher("wise"))
+    assert groups(cluster("more", stages=own)) == {"workers": (1, 0, 1)}
+    assert groups(cluster("more", stages=endpoint)) == {}
+    assert groups(cluster("more", stages=endpoint, cluster={"workers": [{"gpus": 8}]})) == {}
+    head = cluster("more", stages=endpoint)["headGroupSpec"]
+    assert "num-cpus" not in head["rayStartParams"], "the head does the work"
 
 
 @pytest.mark.parametrize(

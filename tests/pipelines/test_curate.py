@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from plumbline.api.run import AlignmentRun
@@ -15,12 +16,22 @@ from plumbline.errors import InvalidInput
 from plumbline.plan import make_plan
 from plumbline.progress import Event, Reporter
 from plumbline.stage import run_stage
+from support.teacher import Teacher, prompt_of
 
 pytestmark = pytest.mark.ray
 
 
-def curate(tmp_path: Path, *blocks: dict[str, Any], workspace: str = "ws", events: list[Event] | None = None) -> Artifact:
-    """Run `curate` stages d0, d1, …; each after the first reads the one before it. Returns the last artifact."""
+def curate(
+    tmp_path: Path,
+    *blocks: dict[str, Any],
+    workspace: str = "ws",
+    events: list[Event] | None = None,
+    more: list[dict[str, Any]] | None = None,
+) -> Artifact:
+    """Run `curate` stages d0, d1, …; each after the first reads the one before it. Returns the last artifact.
+
+    `more` stages of the run are not run.
+    """
     stages: list[dict[str, Any]] = [{"name": f"d{i}", "curate": block} for i, block in enumerate(blocks)]
     for i, stage in enumerate(stages[1:]):
         stage["inputs"] = {"dataset": f"d{i}"}
@@ -28,7 +39,11 @@ def curate(tmp_path: Path, *blocks: dict[str, Any], workspace: str = "ws", event
         "apiVersion": "plumbline.dev/v1alpha1",
         "kind": "AlignmentRun",
         "metadata": {"name": "test"},
-        "spec": {"model": {"base": "builtin://tiny"}, "workspace": {"uri": str(tmp_path / workspace)}, "stages": stages},
+        "spec": {
+            "model": {"base": "builtin://tiny"},
+            "workspace": {"uri": str(tmp_path / workspace)},
+            "stages": stages + (more or []),
+        },
     }
     plan = make_plan(AlignmentRun.model_validate(document, by_name=False, by_alias=True))
     sink = (events if events is not None else []).append
@@ -69,7 +84,7 @@ def test_rows_come_in_source_order_with_provenance_metrics_and_lineage(ray_sessi
     expected = [(f"six/{i}.jsonl", j) for i in range(6) for j in range(3000 if i == 0 else 3)]
     expected += [("chat.jsonl", 0)] + [("skills", j) for j in range(8)]
     assert list(zip(rows["source"].to_pylist(), rows["record"].to_pylist(), strict=True)) == expected
-    assert rows.column_names == ["messages", "source", "record", "format", "record_id"]
+    assert rows.column_names[:5] == ["messages", "source", "record", "format", "record_id"]
     assert rows["record_id"].to_pylist()[:2] == ["r0-0", "r0-1"]
     assert rows["format"].to_pylist()[-9:] == ["sharegpt"] + ["skills"] * 8
     assert artifact.details == {"rows": 3024, "format": "messages"}
@@ -103,7 +118,7 @@ def test_duplicates_across_sources_keep_the_first(ray_session: str, tmp_path: Pa
     rows = load_rows(artifact)
     assert rows["source"].to_pylist() == ["a.jsonl", "a.jsonl", "b.jsonl", "skills"]
     assert [s["dropped"] for s in card_of(artifact)["sources"]] == [{}, {"missing field": 1}, {"duplicate": 1}, {}]
-    kept = curate(tmp_path, {"sources": [{"uri": a}, {"uri": c}], "deduplicate": "none"})
+    kept = curate(tmp_path, {"sources": [{"uri": a}, {"uri": c}], "deduplicate": {"exact": False}})
     assert load_rows(kept)["source"].to_pylist() == ["a.jsonl", "a.jsonl", "c.jsonl"]
 
 
@@ -167,6 +182,77 @@ def test_a_dataset_cannot_become_pairs(ray_session: str, tmp_path: Path) -> None
         curate(tmp_path, {"sources": [{"uri": a}]}, {"sources": [{"uri": a}], "produces": "PreferenceDataset"})
 
 
+def test_near_duplicates_and_what_another_set_has_are_dropped(ray_session: str, tmp_path: Path) -> None:
+    words = "the quick brown fox jumps over a lazy dog while seven wizards quietly box in the old town hall before supper"
+    texts = [f"{words} number {i} {' '.join(str(i * j) for j in range(12))}" for i in range(30)]
+    a = write_lines(tmp_path / "a.jsonl", [*map(alpaca, texts), alpaca(f"{texts[3]} today", "a longer answer than ok")])
+    b = write_lines(tmp_path / "b.jsonl", [alpaca(f"well, {texts[5]}", "another answer"), alpaca("say something", "else")])
+    block = {"key": "prompt", "keep": "longest", "minhash": {"similarity": 0.7}, "against": [b]}
+    artifact = curate(tmp_path, {"sources": [{"uri": a}], "deduplicate": block})
+    records = load_rows(artifact)["record"].to_pylist()
+    assert records == [i for i in range(31) if i not in (3, 5)], (
+        "the longer of two stays; what B has goes, and B is not in it"
+    )
+    card = card_of(artifact)
+    assert (card["records"], card["dropped"]) == (31, {"near-duplicate": 2})
+    assert card["deduplication"]["minhash"]["clusters"] == {"2": 2}
+    assert [source["name"] for source in card["sources"]] == ["a.jsonl"]
+    again = curate(tmp_path, {"sources": [{"uri": a}], "deduplicate": block, "parallelism": 1}, workspace="again")
+    assert data_of(again) == data_of(artifact)
+
+
+def test_filters_change_and_drop_rows_and_the_card_tells(ray_session: str, tmp_path: Path) -> None:
+    path = write_lines(
+        tmp_path / "a.jsonl",
+        [
+            alpaca("Whom do I ask about the invoice?", "Write to jane.roe@corp-mail.net, she answers within a day."),
+            alpaca("Sing a song.", "As an AI language model, I cannot sing."),
+            alpaca("Say {{name}}", "no"),
+            alpaca("Name a fruit of summer.", "A peach, or a cherry."),
+        ],
+    )
+    block = {"sources": [{"uri": path, "licence": "MIT"}], "filters": {"pii": {}, "refusals": {}, "language": {}}}
+    artifact = curate(tmp_path, block)
+    rows = load_rows(artifact).to_pylist()
+    assert [row["record"] for row in rows] == [0, 3]
+    assert "[email]" in rows[0]["messages"][1]["content"]
+    assert "redact:email" in rows[0]["operations"]
+    assert {row["language"] for row in rows} == {"en"}
+    card = card_of(artifact)
+    assert sum(card["dropped"].values()) == 2
+    assert (card["languages"], card["licences"], card["operations"]["redact:email"]) == ({"en": 2}, {"MIT": 2}, 1)
+
+
+@pytest.mark.parametrize("action", ["drop", "report"])
+def test_questions_of_benchmarks_are_found_by_default(ray_session: str, tmp_path: Path, action: str) -> None:
+    question = "A baker sells forty two loaves on Monday and half as many on Tuesday. How many loaves does she sell in all?"
+    held = write_lines(
+        tmp_path / "gsm.jsonl", [{"question": question, "answer": "#### 63"}, {"question": "?", "answer": "#### 1"}]
+    )
+    path = write_lines(tmp_path / "a.jsonl", [alpaca("Something else."), alpaca(f"Solve this. {question.upper()}", "63")])
+    curated = {"sources": [{"uri": path}], "decontaminate": {"action": action}}
+    evaluated = {"name": "check", "evaluate": {"tasks": [{"name": "sums", "benchmark": "gsm8k", "uri": held}]}}
+    artifact = curate(tmp_path, curated, more=[evaluated])
+    card = card_of(artifact)
+    assert card["dropped"] == ({"contaminated: gsm8k": 1} if action == "drop" else {})
+    report = json.loads((artifact.local() / "contamination.json").read_text())
+    found = report["benchmarks"][0]
+    assert (found["name"], found["items"], found["touched"], found["left"]) == ("gsm8k", 2, 1, int(action == "report"))
+    assert "touchedItems" not in card["contamination"]["benchmarks"][0]
+
+
+@pytest.mark.parametrize(
+    ("form", "columns"),
+    [("rankings", ["prompt", "completions", "scores"]), ("labels", ["prompt", "completion", "label"])],
+)
+def test_preferences_in_every_form(ray_session: str, tmp_path: Path, form: str, columns: list[str]) -> None:
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": f"p {i}", "chosen": "a", "rejected": "b"} for i in range(3)])
+    artifact = curate(tmp_path, {"sources": [{"uri": path}], "produces": "PreferenceDataset", "form": form})
+    assert artifact.details["format"] == form
+    assert load_rows(artifact).column_names[:3] == columns
+    assert load_rows(artifact).num_rows == (6 if form == "labels" else 3)
+
+
 def test_alpaca_in_full(ray_session: str, tmp_path: Path, shared: Path) -> None:
     artifact = curate(tmp_path, {"sources": [{"uri": str(shared / "alpaca/alpaca_data_shared.jsonl.gz")}]})
     card = card_of(artifact)
@@ -180,3 +266,95 @@ def test_sharegpt_files_that_repeat_each_other(ray_session: str, tmp_path: Path,
     artifact = curate(tmp_path, {"sources": [{"uri": str(shared / "chat/sharegpt_dummy_*.json")}]})
     assert artifact.metrics["rows"] == 506  # the second file differs in its six records with a system text
     assert card_of(artifact)["roles"]["system"] == 6
+
+
+def test_a_budget_by_what_the_model_says(ray_session: str, tmp_path: Path, shared: Path) -> None:
+    source = {"uri": str(shared / "alpaca/alpaca_data_sample_100.json")}
+    artifact = curate(tmp_path, {"sources": [source], "select": {"rows": 20, "ifd": {"maxRatio": 10}}})
+    rows, card = load_rows(artifact), card_of(artifact)
+    assert rows.num_rows == 20
+    assert (
+        card["dropped"]["not selected"]
+        + card["rows"]
+        + sum(count for reason, count in card["dropped"].items() if reason != "not selected")
+        == card["records"]
+    )
+    lines = {line["method"]: line for line in card["selection"]["comparison"]}
+    assert {name: line["rows"] for name, line in lines.items()} == {"random": 20, "longest": 20, "ifd": 20}
+    assert lines["longest"]["answerTokens"] >= max(lines["random"]["answerTokens"], lines["ifd"]["answerTokens"])
+    again = curate(
+        tmp_path, {"sources": [source], "select": {"rows": 20, "ifd": {"maxRatio": 10}}, "parallelism": 1}, workspace="b"
+    )
+    assert load_rows(again).equals(rows)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5])
+def test_a_share_of_programming_is_met(ray_session: str, tmp_path: Path, shared: Path, share: float) -> None:
+    sources = [
+        {"uri": str(shared / "alpaca/alpaca_en_demo.json.gz"), "name": "talk"},
+        {"uri": str(shared / "instruct/code_alpaca_2k.json.gz"), "name": "code"},
+    ]
+    artifact = curate(tmp_path, {"sources": sources, "mix": {"programming": share, "order": "shortest"}})
+    rows, card = load_rows(artifact), card_of(artifact)
+    achieved = np.mean([category == "programming" for category in rows["category"].to_pylist()])
+    assert abs(achieved - share) <= 0.01
+    assert card["mix"]["programming"]["share"] == pytest.approx(achieved)
+    lengths = [sum(len(turn["content"]) for turn in messages) for messages in rows["messages"].to_pylist()]
+    first, last = np.array_split(np.array(lengths), 2)
+    assert first.mean() < last.mean() / 2, "the shortest come first"
+
+
+def test_what_is_scarce_is_repeated_as_often_as_is_allowed(ray_session: str, tmp_path: Path) -> None:
+    few = write_lines(tmp_path / "few.jsonl", [alpaca(f"few {i}") for i in range(10)])
+    many = write_lines(tmp_path / "many.jsonl", [alpaca(f"many {i}") for i in range(200)])
+    sources = [{"uri": few, "name": "few"}, {"uri": many, "name": "many"}]
+    mix = {"weights": {"few": 1, "many": 3}, "maxEpochs": 3}
+    artifact = curate(tmp_path, {"sources": sources, "mix": mix})
+    found = load_rows(artifact)["source"].to_pylist()
+    assert artifact.details["rows"] == len(found) == 120
+    assert found.count("few") == 30
+    with pytest.raises(InvalidInput, match=r"spec\.stages\[0\]\.curate\.mix\.total: .*1,000"):
+        curate(tmp_path, {"sources": sources, "mix": mix | {"total": 1000}})
+
+
+def test_a_judge_rates_rows_and_is_paid_once(ray_session: str, tmp_path: Path) -> None:
+    teacher = Teacher(lambda body: "It holds.\nRating: 5" if "colour" in prompt_of(body) else "Wrong.\nRating: 2")
+    try:
+        path = write_lines(tmp_path / "a.jsonl", [alpaca("Name a colour", "red"), alpaca("Add 2 and 2", "5")])
+        judge = {"endpoint": teacher.url, "model": "judge"}
+        block = {"sources": [{"uri": path}], "filters": {"judge": judge, "rating": {"minScore": 4}}}
+        artifact = curate(tmp_path, block)
+        rows = load_rows(artifact)
+        assert (rows["record"].to_pylist(), rows["score"].to_pylist()) == ([0], [5.0])
+        assert card_of(artifact)["dropped"] == {"rated low by the judge": 1}
+        curate(tmp_path, block | {"maxCharacters": 5000})
+        assert len(teacher.bodies) == 2, "an edited stage asks nothing again"
+    finally:
+        teacher.close()
+
+
+def test_rows_that_mean_the_same(ray_session: str, tmp_path: Path) -> None:
+    texts = ["Name a colour of the rainbow.", "Sort the letters q b m.", "Name a colour of the rainbow!"]
+    path = write_lines(tmp_path / "a.jsonl", [alpaca(text) for text in texts])
+    block = {"key": "prompt", "semantic": {"similarity": 0.98}}
+    artifact = curate(tmp_path, {"sources": [{"uri": path}], "deduplicate": block})
+    assert load_rows(artifact)["record"].to_pylist() == [0, 1]
+    assert card_of(artifact)["deduplication"]["semantic"]["dropped"] == 1
+
+
+def test_a_classifier_learns_from_examples_what_is_worth_reading(ray_session: str, tmp_path: Path) -> None:
+    good = [
+        alpaca(f"Explain step {i} of the proof", f"First we show lemma {i}, because the sum of terms converges.")
+        for i in range(80)
+    ]
+    poor = [alpaca(f"lol {i}", f"buy now cheap offer {i} click here") for i in range(80)]
+    names = {name: write_lines(tmp_path / f"{name}.jsonl", rows) for name, rows in (("positive", good), ("negative", poor))}
+    path = write_lines(
+        tmp_path / "a.jsonl",
+        [alpaca("Explain the limit", "We show that the sum of terms converges."), alpaca("lol", "click here, buy now")],
+    )
+    artifact = curate(tmp_path, {"sources": [{"uri": path}], "filters": {"textbook": names}})
+    assert load_rows(artifact)["record"].to_pylist() == [0]
+    assert card_of(artifact)["textbook"]["accuracy"] > 0.9
+    with pytest.raises(InvalidInput, match=r"filters\.textbook"):
+        curate(tmp_path, {"sources": [{"uri": path}], "filters": {"textbook": names | {"positive": names["negative"]}}})

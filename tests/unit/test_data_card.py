@@ -1,4 +1,4 @@
-"""Tables, deduplication, files and the card, without Ray."""
+"""Working tables, candidates, files and the card, without Ray."""
 
 from __future__ import annotations
 
@@ -6,47 +6,84 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from plumbline.data.card import Tally, render_html
+from plumbline.data.candidates import Candidates
+from plumbline.data.card import Tally
+from plumbline.data.card_page import render_html
 from plumbline.data.dataset import ROW_GROUP_ROWS, DatasetWriter
-from plumbline.data.deduplicate import FirstOccurrences, mark_duplicates
-from plumbline.data.rows import Outcome, dataset_schema, tabulate
+from plumbline.data.row import Form, Row
+from plumbline.data.rows import Annotation, Outcome, dataset_schema, tabulate, to_row
 from plumbline.data.sources import Origin
+
+LENGTH = Annotation(pa.field("length", pa.int32()), lambda rows: pa.array([len(row.texts[0]) for row in rows], pa.int32()))
+TAG = Annotation(
+    pa.field("tag", pa.binary(2)), lambda rows: pa.array([row.texts[0][:2].ljust(2).encode() for row in rows], pa.binary(2))
+)
 
 
 def chat(prompt: str, answer: str = "ok") -> dict[str, list[dict[str, str]]]:
     return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
 
 
-def table_of(*outcomes: Outcome, part: int = 0, max_characters: int = 1000) -> pa.Table:
-    return pa.concat_tables(tabulate(outcomes, "messages", part, max_characters))
+def table_of(*outcomes: Outcome, part: int = 0, form: Form = "messages") -> pa.Table:
+    return pa.concat_tables(tabulate(outcomes, form, part, (LENGTH, TAG)))
 
 
-def good(record: int, prompt: str) -> Outcome:
-    return Outcome("s", record, "alpaca", content=chat(prompt))  # type: ignore[arg-type]
+def good(record: int, prompt: str, **about: object) -> Outcome:
+    return Outcome("s", record, "alpaca", Row(chat(prompt), **about))  # type: ignore[arg-type]
 
 
-def test_the_first_of_equal_rows_stays_across_tables() -> None:
-    seen = FirstOccurrences()
-    first = mark_duplicates(table_of(good(0, "Hi there"), good(1, "hi  THERE"), good(2, "other")), seen)
-    second = mark_duplicates(table_of(good(0, "other"), Outcome("s", 1, reason="empty answer"), good(2, "new")), seen)
-    assert first["reason"].to_pylist() == [None, "duplicate", None]
-    assert second["reason"].to_pylist() == ["duplicate", "empty answer", None]
+def bad(record: int, reason: str = "empty answer") -> Outcome:
+    return Outcome("s", record, reason=reason, excerpt="<script>alert(1)</script>")
 
 
-def test_the_answer_and_the_roles_are_part_of_the_key() -> None:
-    pair = table_of(Outcome("s", 0, content=chat("a", "b")), Outcome("s", 1, content=chat("a", "c")))  # type: ignore[arg-type]
-    assert mark_duplicates(pair, FirstOccurrences())["reason"].to_pylist() == [None, None]
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [
+        ("messages", chat("a")),
+        ("pairs", {"prompt": chat("a")["messages"][:1], "chosen": chat("", "b")["messages"][1:], "rejected": []}),
+        ("rankings", {"prompt": chat("a")["messages"][:1], "completions": [chat("", "b")["messages"][1:]], "scores": [0.5]}),
+        ("labels", {"prompt": chat("a")["messages"][:1], "completion": chat("", "b")["messages"][1:], "label": False}),
+        ("text", {"text": "a"}),
+    ],
+)
+def test_a_row_goes_into_a_table_and_comes_back(form: Form, content: dict[str, object]) -> None:
+    row = Row(content, "a", "id", "MIT", "en", "science", ("html", "split:1"), ("x", "y"), "teacher", 0.25)
+    table = table_of(Outcome("s", 3, "f", row), bad(4), form=form)
+    assert to_row(table.to_pylist()[0], form) == row
+    assert table["characters"].to_pylist() == [sum(map(len, row.texts)), None]
+    assert table["length"].to_pylist() == [1, None], "annotations are null where there is no row"
 
 
-def test_too_long_is_a_reason_and_such_a_row_does_not_shadow_others() -> None:
-    table = table_of(good(0, "x" * 99), good(1, "x" * 98), max_characters=100)
-    assert table["reason"].to_pylist() == ["too long", None]
-    assert table["key"].to_pylist()[0] is None
-    assert table["characters"].to_pylist()[1] == 100
+@pytest.mark.parametrize("size", [1, 3, 1000, 5000])
+def test_candidates_are_told_apart_by_number_however_they_came(tmp_path: Path, size: int) -> None:
+    outcomes = [bad(i) if i % 7 == 3 else good(i, f"{i % 10}{'x' * (i % 13)}") for i in range(5000 if size > 3 else 50)]
+    whole = table_of(*outcomes)
+    candidates = Candidates(tmp_path, "messages", ["length", "tag"])
+    for start in range(0, len(outcomes), size):
+        candidates.add(whole.slice(start, size))
+    candidates.seal()
+    assert len(candidates) == len(outcomes)
+    expected = [i for i in range(len(outcomes)) if i % 7 != 3]
+    assert candidates.kept().tolist() == expected
+    assert candidates.fact("length")[expected].tolist() == [1 + i % 13 for i in expected]
+    assert candidates.fact("tag").shape == (len(outcomes), 2)
+    assert bytes(candidates.fact("tag")[12]) == b"2x"
+    some = np.array([9, 2, 2, len(outcomes) - 2, 0])
+    assert candidates.take(some, ["record"])["record"].to_pylist() == some.tolist()
+    assert [row.texts[0] for row in candidates.rows(some[:3])] == [outcomes[i].row.texts[0] for i in some[:3]]  # type: ignore[union-attr]
+
+    candidates.drop(np.array([3, 4, 9]), "duplicate")
+    assert candidates.kept().tolist() == [i for i in expected if i not in (4, 9)]
+    reasons = pa.concat_tables(list(candidates.tables(["record", "reason"])))["reason"].to_pylist()
+    assert (reasons[3], reasons[4], reasons[5]) == ("empty answer", "duplicate", None), "the first reason stays"
+
+    candidates.set_fact("score", np.array([0, 9]), np.array([0.5, 2.0]))
+    assert candidates.take(np.array([0, 1, 9]), ["score"])["score"].to_pylist() == [0.5, None, 2.0]
 
 
 @pytest.mark.parametrize("batch", [1, 700, 2000, 4500])
@@ -75,12 +112,15 @@ class Page(HTMLParser):
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
-def test_card_counts_everything_once_and_its_page_is_safe_and_whole() -> None:
+def test_card_counts_everything_once_and_its_page_is_safe_and_whole(tmp_path: Path) -> None:
+    candidates = Candidates(tmp_path, "messages", [])
+    candidates.add(table_of(good(0, "a" * 10, language="en", operations=("redact:email", "split:2")), bad(1)))
+    candidates.add(table_of(*(good(i, "b", language="de", operations=("split:3",)) for i in range(9)), part=1))
+    candidates.add(table_of(good(0, "c"), part=2))
+    candidates.seal().drop(np.arange(3, 11), "duplicate")
     tally = Tally([Origin("one", "/one"), Origin("<two>", "/two")], [0, 1, 1], "messages")
-    tally.add(table_of(good(0, "a" * 10), Outcome("one", 1, reason="empty answer", excerpt="<script>alert(1)</script>")))
-    seen = FirstOccurrences()
-    tally.add(mark_duplicates(table_of(*(good(i, "b") for i in range(9)), part=1), seen))
-    tally.add(mark_duplicates(table_of(good(0, "c"), part=2), seen))
+    for table in candidates.tables():
+        tally.add(table)
     card = tally.card()
     assert (card["records"], card["rows"], card["dropped"]) == (12, 3, {"duplicate": 8, "empty answer": 1})
     assert [(s["name"], s["records"], s["rows"]) for s in card["sources"]] == [("one", 2, 1), ("<two>", 10, 2)]
@@ -90,18 +130,20 @@ def test_card_counts_everything_once_and_its_page_is_safe_and_whole() -> None:
     }
     assert card["turns"] == {"2": 3}
     assert card["roles"] == {"assistant": 3, "user": 3}
+    assert card["languages"] == {"de": 1, "en": 1}
+    assert card["operations"] == {"split": 2, "redact:email": 1}
     assert len(card["examples"]["duplicate"]) == 5
-    assert card["examples"]["duplicate"][0] == {"source": "s", "record": 1, "excerpt": "user: b / assistant: ok"}
+    assert card["examples"]["duplicate"][0] == {"source": "s", "record": 1, "excerpt": "b / ok"}
     assert json.loads(json.dumps(card)) == card
 
     page = Page()
     page.feed(render_html(card, "data"))
     assert not page.links
     assert not {"script", "two", "link", "img"} & set(page.tags)
-    assert page.tags.count("table") == 6
+    assert page.tags.count("table") == 8
 
 
 def test_card_of_nothing_can_be_made() -> None:
     tally = Tally([Origin("one", "/one")], [0], "messages")
-    tally.add(table_of(Outcome("one", 0, reason="blank line", excerpt="line 1: ")))
+    tally.add(table_of(bad(0, "blank line")))
     assert "blank line" in render_html(tally.card(), "data")

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import os
+import random
+import tracemalloc
+import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +24,15 @@ import pytest
 
 from plumbline.api.stages.curate import SourceSpec
 from plumbline.builtin import skills
-from plumbline.data.read import Broken, Item, read_records
-from plumbline.data.sources import Files, find_parts, read_part
-from plumbline.errors import InvalidInput
+from plumbline.data import inflate, json_stream, lines, sources
+from plumbline.data import read as reading
+from plumbline.data.read import read_records, spans_of_lines
+from plumbline.data.records import MAX_RECORD, Broken, Item
+from plumbline.data.rows import Outcome
+from plumbline.data.sources import check_unchanged, find_parts, read_part
+from plumbline.data.spans import spans_of
+from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.external import identity, stamp_of
 
 RECORDS = [{"instruction": f"Say {i}.", "output": f"{i} é"} for i in range(5)]
 LINES = [json.dumps(record) for record in RECORDS]
@@ -32,6 +47,10 @@ def read(path: str, bad_records: str = "fail") -> list[Item]:
     return list(read_records(path, bad_records))  # type: ignore[arg-type]
 
 
+def zstd(data: bytes) -> bytes:
+    return bytes(pa.compress(data, codec="zstd", asbytes=True))
+
+
 def containers() -> dict[str, bytes]:
     lines, array = ("\n".join(LINES) + "\n").encode(), json.dumps(RECORDS, indent=1, ensure_ascii=False).encode()
     table = pa.BufferOutputStream()
@@ -42,10 +61,15 @@ def containers() -> dict[str, bytes]:
         "lines with newlines at the end": lines + b"\n\n",
         "windows lines": lines.replace(b"\n", b"\r\n"),
         "lines with a byte order mark": b"\xef\xbb\xbf" + lines,
-        "gzipped lines": gzip.compress(lines),
+        "gzipped lines": gzip.compress(lines, mtime=0),
         "array": array,
         "array with a byte order mark": b"\xef\xbb\xbf \n" + array,
-        "gzipped array": gzip.compress(array),
+        "gzipped array": gzip.compress(array, mtime=0),
+        "gzip in members": gzip.compress(lines[:70], mtime=0) + gzip.compress(lines[70:], mtime=0),
+        "zstd lines": zstd(lines),
+        "zstd in frames": zstd(lines[:70]) + zstd(lines[70:]),
+        "zstd array": zstd(array),
+        "one object over several lines each": b"".join(json.dumps(r, indent=2).encode() + b"\n" for r in RECORDS),
         "parquet": table.getvalue().to_pybytes(),
     }
 
@@ -65,6 +89,13 @@ def test_any_fsspec_uri() -> None:
 def test_line_numbers_of_an_array(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", json.dumps(RECORDS, indent=1))
     assert [line for _, line, _ in read(path)] == [2, 6, 10, 14, 18]
+
+
+def zipped() -> bytes:
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("a.jsonl", "{}")
+    return held.getvalue()
 
 
 BROKEN_LINES = {
@@ -111,11 +142,22 @@ def test_broken_elements_of_an_array(tmp_path: Path) -> None:
         (b"[]", "holds no record"),
         (containers()["gzipped lines"][:-20], r"gzip data end or break .*fetch it again"),
         (containers()["gzipped lines"][:6], r"gzip data end or break"),
-        (gzip.compress(b"x" * 9)[:12] + b"rubbish!", r"gzip data end or break"),
-        (containers()["array"][:-9], r":\d+: broken JSON array"),
-        (containers()["array"].rstrip(b"]"), r":\d+: broken JSON array"),
+        (gzip.compress(b"x" * 9, mtime=0)[:12] + b"rubbish!", r"gzip data end or break"),
+        (containers()["zstd lines"][:-9], r"zstd data end or break .*fetch it again"),
+        (containers()["zstd lines"] + b"rubbish", r"zstd data end or break"),
+        (containers()["array"][:-9], r":\d+: broken JSON \("),
+        (containers()["array"].rstrip(b"]"), r":\d+: broken JSON \("),
         (containers()["array"] + b"[]", "text after the closing"),
         (b'[{"a": 1} {"a": 2}]', "a comma or ] is expected"),
+        (b'[{"a": 1}, ]', "a value is expected after the comma"),
+        (b'[{"a": 1}, {"a": 12', r"broken JSON \("),
+        (b'{\n "a": 1\n}\n{\n "a": ', r":5: broken JSON \("),
+        ('[{"a": 1}]'.encode("utf-16"), "is UTF-16 text; only UTF-8"),
+        ('{"a": 1}'.encode("utf-32"), "is UTF-32 text"),
+        (gzip.compress('{"a": 1}'.encode("utf-16"), mtime=0), "is UTF-16 text"),
+        (bz2.compress(b"{}"), "is bzip2 data"),
+        (zipped(), "is a zip archive"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
         (containers()["parquet"][:-9], "Parquet that cannot be read"),
         (containers()["parquet"][:40], "Parquet that cannot be read"),
     ],
@@ -127,7 +169,7 @@ def test_damaged_files_always_fail(tmp_path: Path, data: bytes, message: str, ba
 
 def test_truncated_gzip_names_the_last_good_line(tmp_path: Path) -> None:
     lines = "".join(f'{{"n": {i}, "text": "{hash(i)}"}}\n' for i in range(5000)).encode()
-    path = write(tmp_path / "cut.jsonl.gz", gzip.compress(lines)[:-3000])
+    path = write(tmp_path / "cut.jsonl.gz", gzip.compress(lines, mtime=0)[:-3000])
     good: list[int] = []
     with pytest.raises(InvalidInput) as caught:
         good.extend(line for _, line, _ in read_records(path, "skip"))
@@ -144,17 +186,17 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_parquet_without_the_right_columns(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": ["a"], "score": [1.0]}), tmp_path / "a.parquet")
-    part = Files(0, (("a", str(tmp_path / "a.parquet")),), "auto", "fail")
-    with pytest.raises(InvalidInput, match=r"a\.parquet:1: no known format has the fields 'text', 'score'"):
-        list(read_part(part, "messages"))
+    pq.write_table(pa.table({"body": ["a"], "score": [1.0]}), tmp_path / "a.parquet")
+    with pytest.raises(InvalidInput, match=r"a\.parquet:1: no known format has this record; .* fields 'body', 'score'"):
+        outcomes(SourceSpec(uri=str(tmp_path / "a.parquet")))
 
 
 def test_parquet_of_messages(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    pq.write_table(pa.Table.from_pylist([{"messages": chat, "id": 7}]), tmp_path / "a.parquet")
-    (outcome,) = read_part(Files(0, (("a", str(tmp_path / "a.parquet")),), "auto", "fail"), "messages")
-    assert (outcome.content, outcome.record_id, outcome.format) == ({"messages": chat}, "7", "messages")
+    pq.write_table(pa.Table.from_pylist([{"messages": chat, "id": 7, "license": "MIT"}]), tmp_path / "a.parquet")
+    (outcome,) = outcomes(SourceSpec(uri=str(tmp_path / "a.parquet"), licence="other"))
+    assert (outcome.row.content, outcome.row.record_id, outcome.format) == ({"messages": chat}, "7", "messages")
+    assert outcome.row.licence == "MIT"
 
 
 def outcomes(source: SourceSpec, makes: str = "messages") -> list[Any]:
@@ -195,18 +237,20 @@ def test_rejects_keep_an_excerpt_and_bad_text_does_not_stop_the_file(tmp_path: P
 def test_skills_parts_are_disjoint_and_need_no_file() -> None:
     train = outcomes(SourceSpec(uri="builtin://skills", limit=400))
     heldout = outcomes(SourceSpec(uri="builtin://skills", limit=400, split="heldout"))
-    arguments = [{o.record_id.split("/", 2)[0] + o.record_id.split("/", 2)[2] for o in part} for part in (train, heldout)]
+    arguments = [
+        {o.row.record_id.split("/", 2)[0] + o.row.record_id.split("/", 2)[2] for o in part} for part in (train, heldout)
+    ]
     assert arguments[0]
     assert not arguments[0] & arguments[1]
-    prompts = [{o.content["messages"][0]["content"] for o in part} for part in (train, heldout)]
+    prompts = [{o.row.content["messages"][0]["content"] for o in part} for part in (train, heldout)]
     assert not prompts[0] & prompts[1]
     assert [o.record for o in train] == list(range(400))
 
 
 def test_skills_pairs_have_a_wrong_answer() -> None:
     for outcome in outcomes(SourceSpec(uri="builtin://skills", limit=200), "pairs"):
-        assert outcome.content["chosen"] != outcome.content["rejected"]
-        assert [turn["role"] for name in ("prompt", "chosen", "rejected") for turn in outcome.content[name]] == [
+        assert outcome.row.content["chosen"] != outcome.row.content["rejected"]
+        assert [turn["role"] for name in ("prompt", "chosen", "rejected") for turn in outcome.row.content[name]] == [
             "user",
             "assistant",
             "assistant",
@@ -218,3 +262,372 @@ def test_more_skills_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(skills, "SKILLS", {"add": few})
     with pytest.raises(InvalidInput, match=r"spec\.sources\[0\]\.limit: 100 is not accepted: .*fewer than 100 distinct"):
         outcomes(SourceSpec(uri="builtin://skills", limit=100))
+
+
+def test_the_split_of_the_skills_is_checked() -> None:
+    with pytest.raises(InvalidInput, match=r"spec\.sources\[0\]\.split: 'test' is not accepted .*use train or heldout"):
+        outcomes(SourceSpec(uri="builtin://skills", split="test"))
+
+
+# Text and CSV
+
+
+def csv_text(rows: list[list[str]], delimiter: str = ",") -> str:
+    held = io.StringIO()
+    csv.writer(held, delimiter=delimiter).writerows(rows)
+    return held.getvalue()
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.tsv", "\t")])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd])
+def test_csv_with_a_header(tmp_path: Path, name: str, delimiter: str, pack: Any) -> None:
+    rows = [["instruction", "input", "output"], ['Say\nit, 5" long.', "", "é"], ["b", "x", "y"]]
+    suffix = {bytes: "", gzip.compress: ".gz", zstd: ".zst"}[pack]
+    path = write(tmp_path / (name + suffix), pack(b"\xef\xbb\xbf" + csv_text(rows, delimiter).encode()))
+    assert read(path) == [
+        (0, 2, {"instruction": 'Say\nit, 5" long.', "input": "", "output": "é"}),
+        (1, 4, {"instruction": "b", "input": "x", "output": "y"}),
+    ]
+    found = outcomes(SourceSpec(uri=path))
+    assert [o.format for o in found] == ["alpaca", "alpaca"]
+
+
+def test_csv_of_chats_and_of_labels(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = write(tmp_path / "a.csv", csv_text([["messages"], [json.dumps(turns)]]))
+    assert [o.row.content for o in outcomes(SourceSpec(uri=path))] == [{"messages": turns}]
+    path = write(tmp_path / "b.csv", csv_text([["prompt", "completion", "label"], ["p", "a", "True"], ["p", "b", "False"]]))
+    assert [o.row.content["label"] for o in outcomes(SourceSpec(uri=path), "labels")] == [True, False]
+
+
+def test_ragged_blank_and_undecodable_rows_of_a_csv(tmp_path: Path) -> None:
+    data = b"instruction,output\na,b\n\nc\nd,e,f\n\xff,h\ni,j\n"
+    path = write(tmp_path / "a.csv", data)
+    with pytest.raises(InvalidInput, match=r"a\.csv:3: blank line: .*as many fields as the header has"):
+        read(path)
+    items = read(path, "skip")
+    assert [value.reason if isinstance(value, Broken) else None for *_, value in items] == [
+        None, "blank line", "ragged row", "ragged row", "invalid UTF-8", None,
+    ]  # fmt: skip
+    assert [line for _, line, _ in items] == [2, 3, 4, 5, 6, 7]
+    assert isinstance(items[4][2], Broken)
+    assert f"byte {data.index(0xFF)} of the file" in items[4][2].excerpt
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('a,b\n1,2\n"3,4\n5,6\n', r"a\.csv:4: broken CSV"),
+        ("a,a\n1,2\n", "empty or repeated names"),
+        ("a,\n1,2\n", "empty or repeated names"),
+        ("a,b\n", "holds no record"),
+        ("", "holds no record"),
+    ],
+)
+def test_broken_csv_always_fails(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        read(write(tmp_path / "a.csv", text), "skip")
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        ("line", [(0, 1, "one"), (1, 2, "two"), (4, 5, "three")]),
+        ("paragraph", [(0, 1, "one\ntwo"), (1, 5, "three")]),
+        ("document", [(0, 1, "one\ntwo\n\n\nthree")]),
+    ],
+)
+def test_units_of_a_text(tmp_path: Path, unit: Any, expected: list[tuple[int, int, str]]) -> None:
+    path = write(tmp_path / "a.txt", "one\ntwo\n\n\nthree\n")
+    items = list(read_records(path, "fail", text_unit=unit))
+    assert [(index, line, value["text"].strip()) for index, line, value in items if isinstance(value, dict)] == expected
+    rows = [outcome.row.content["text"] for outcome in outcomes(SourceSpec(uri=path, text_unit=unit), "text")]
+    assert rows == [text for *_, text in expected]
+
+
+def test_undecodable_text_is_counted_with_its_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"good\nb\xe9d\nmore\n")
+    with pytest.raises(
+        InvalidInput, match=r"a\.txt:2: invalid UTF-8: byte 0xe9 at byte 6 of the file; UTF-8 text is accepted"
+    ):
+        read(path)
+    assert [value.reason if isinstance(value, Broken) else value["text"].strip() for *_, value in read(path, "skip")] == [
+        "good",
+        "invalid UTF-8",
+        "more",
+    ]
+
+
+def test_a_text_unit_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "MAX_RECORD", 100)
+    path = write(tmp_path / "a.txt", "some words\n" * 20)
+    assert len(read(path)) == 20
+    with pytest.raises(InvalidInput, match=r"a document of more than .* set textUnit: line"):
+        list(read_records(path, "skip", text_unit="document"))
+
+
+# Places in the file
+
+
+def test_invalid_utf8_says_its_byte_in_the_file(tmp_path: Path) -> None:
+    line = '{"instruction": "é"}'.encode("latin-1")
+    before = (LINES[0] + "\n").encode()
+    for data in (before + line, b"[" + before.strip() + b",\n" + line + b"]", gzip.compress(before + line, mtime=0)):
+        (broken,) = (v for *_, v in read(write(tmp_path / "a.json", data), "skip") if isinstance(v, Broken))
+        plain = gzip.decompress(data) if data[:1] == b"\x1f" else data
+        assert f"byte 0xe9 at byte {plain.index(0xE9)} of the file" in broken.excerpt
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_array_is_the_same_however_it_is_cut_into_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    rng = random.Random(seed)
+    texts = ["é" * rng.randint(0, 40), "}],[{", '"\\', "\n\t", "𝄞", "x" * rng.randint(0, 300)]
+    records = [
+        {"n": rng.choice([rng.randint(-(10**9), 10**9), rng.random(), 1e-30]), "t": rng.choice(texts), "l": [True, None, {}]}
+        for _ in range(50)
+    ]
+    path = write(tmp_path / "a.json", json.dumps(records, indent=rng.choice([None, 1]), ensure_ascii=rng.random() < 0.5))
+    whole = read(path)
+    assert [value for *_, value in whole] == records
+    for chunk in (1, 2, 7, rng.randint(8, 400)):
+        monkeypatch.setattr(json_stream, "CHUNK", chunk)
+        assert read(path) == whole
+
+
+# Files too big for memory, or for belief
+
+
+class Endless(io.RawIOBase):
+    """Bytes that are made as they are read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._left = pieces, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._left = self._left or next(self._pieces, b"")
+        data, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def test_a_line_of_100_megabytes_is_counted_and_not_held(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.write((LINES[0] + '\n{"instruction": "').encode())
+        for _ in range(100):
+            file.write(b"x" * 1_000_000)
+        file.write(('"}\n' + LINES[1]).encode())
+    with pytest.raises(InvalidInput, match=r"a\.jsonl:2: line too long: 100,000,0\d\d bytes, of at most 67,108,864"):
+        read(str(path))
+    tracemalloc.start()
+    items = read(str(path), "skip")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [(line, getattr(value, "reason", None)) for _, line, value in items] == [
+        (1, None),
+        (2, "line too long"),
+        (3, None),
+    ]
+    assert peak < 2 * MAX_RECORD + (8 << 20)  # the reader joins what it has; the line itself would take 200 MB that way
+
+
+def test_an_array_is_not_held(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with path.open("w") as file:
+        file.write("[")
+        for i in range(3000):
+            file.write(("," if i else "") + json.dumps({"instruction": f"{i}", "output": "x" * 10_000}))
+        file.write("]")
+    tracemalloc.start()
+    count = sum(1 for _ in read_records(str(path), "fail"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 3000
+    assert peak < 12 << 20 < path.stat().st_size
+
+
+def test_an_element_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "MAX_RECORD", 3 << 20)
+    stream = io.BufferedReader(Endless(chain([b'[{"a": "'], repeat(b"x" * 65536))))
+    with pytest.raises(InvalidInput, match="an element of more than 3 MiB"):
+        list(json_stream.elements(stream, "a.json", array=True))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+@pytest.mark.parametrize("form", ["one line", "lines", "array"])
+def test_a_bomb_is_refused_before_it_has_grown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Any, form: str
+) -> None:
+    monkeypatch.setattr(inflate, "RATIO_FROM", 4 << 20)
+    line = b'{"instruction": "a", "output": "a"}'
+    data = {"one line": b" " * (64 << 20), "lines": (line + b"\n") * (1 << 21), "array": b"[" + (line + b",") * (1 << 21)}[
+        form
+    ]
+    path = write(tmp_path / "a", pack(data))
+    with pytest.raises(InvalidInput, match=r"have grown to [\d,]+ and go on; at most 200 times .*bomb"):
+        read(path, "skip")
+
+
+def test_a_file_that_grows_beyond_the_total_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inflate, "RATIO_FROM", 1000)
+    monkeypatch.setattr(inflate, "MAX_INFLATED", 200_000)
+    path = write(
+        tmp_path / "a.jsonl.gz", gzip.compress("".join(f'{{"n": {random.random()}}}\n' for _ in range(10_000)).encode())
+    )
+    with pytest.raises(InvalidInput, match="have grown to"):
+        read(path)
+
+
+def test_real_text_of_any_size_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inflate, "RATIO_FROM", 1000)
+    records = "".join(f'{{"instruction": "Say {i}.", "input": "", "output": "It is {i % 7}."}}\n' for i in range(20_000))
+    assert len(read(write(tmp_path / "a.jsonl.zst", zstd(records.encode())))) == 20_000
+
+
+# Files that change
+
+
+def grow(path: Path) -> None:
+    with path.open("a") as file:
+        file.write(LINES[0] + "\n")
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 200)
+
+
+def rewrite(path: Path) -> None:
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"Say", b"Yas"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+
+
+@pytest.mark.parametrize("change", [grow, cut, rewrite])
+@pytest.mark.parametrize("kind", ["lines", "array", "parquet"])
+def test_a_file_that_changes_under_way_is_worth_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, kind: str
+) -> None:
+    monkeypatch.setattr(reading, "BUFFER", 100)
+    monkeypatch.setattr(json_stream, "CHUNK", 100)
+    monkeypatch.setattr(reading, "PARQUET_ROWS", 1)
+    path = tmp_path / "a"
+    path.write_bytes(containers()[kind] if kind != "lines" else containers()["lines"] * 3)
+    items = read_records(str(path), "fail")
+    next(items)
+    change(path)
+    with pytest.raises(PlumblineError, match=r"a changed while it was read .* run again") as caught:
+        list(items)
+    assert not isinstance(caught.value, InvalidInput)
+
+
+def test_a_file_that_changed_since_the_stage_began(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, "\n".join(LINES))
+    _, (part,) = find_parts([SourceSpec(uri=str(path))], None, 0, "spec")
+    grow(path)
+    with pytest.raises(PlumblineError, match="changed while it was read"):
+        list(read_part(part, "messages"))
+
+
+def test_a_source_that_changed_since_it_was_planned(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    uri = write(path, "\n".join(LINES))
+    planned = {uri: identity(uri), "builtin://skills": identity("builtin://skills")}
+    specs = [SourceSpec(uri=uri), SourceSpec(uri="builtin://skills"), SourceSpec(uri="hf://datasets/org/name")]
+    check_unchanged(specs, planned | {"hf://datasets/org/name": "commit:1"})
+    grow(path)
+    with pytest.raises(PlumblineError, match=r"a\.jsonl has changed since the run was planned"):
+        check_unchanged(specs, planned)
+
+
+# Big files that several tasks share
+
+
+def big(path: Path, seed: int, suffix: str = "") -> list[Any]:
+    """JSON lines of very different lengths with blank and broken ones; the items that reading it in one go gives."""
+    rng = random.Random(seed)
+    with path.open("wb") as file:
+        for i in range(2000):
+            kind = rng.random()
+            text = "x" * (rng.randint(3000, 9000) if kind > 0.98 else rng.randint(0, 60))
+            line = json.dumps({"instruction": f"Say {i}.", "output": text + "é"}, ensure_ascii=False).encode()
+            file.write({0: b"", 1: b"{", 2: b"\xff"}.get(rng.randint(0, 99), line) + b"\n")
+        file.write(b'{"instruction": "last", "output": "no newline"}')
+    return read(str(path), "skip")
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("target", [500, 4096, 70_000])
+def test_spans_together_are_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, target: int) -> None:
+    monkeypatch.setattr("plumbline.data.spans._CHUNK", 300)
+    path = tmp_path / "a.jsonl"
+    whole = big(path, seed)
+    spans = spans_of(str(path), path.stat().st_size, target)
+    assert (spans[0].start, spans[-1].end) == (0, path.stat().st_size)
+    assert all(before.end == after.start for before, after in pairwise(spans))
+    assert all(span.end - span.start >= target for span in spans[:-1])
+    assert len(spans) > 1
+    pieces = [item for span in spans for item in read_records(str(path), "skip", span=span)]
+    assert pieces == whole
+
+
+def test_parts_of_a_big_file_give_the_rows_that_one_part_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    big(path, 9)
+    source = SourceSpec(uri=str(path), bad_records="skip")
+    one = outcomes(source)
+    for module in (sources, reading):
+        monkeypatch.setattr(module, "SPAN_BYTES", 10_000)
+    monkeypatch.setattr(reading, "spans_of", lambda path, size: spans_of(path, size, 10_000))
+    monkeypatch.setattr("plumbline.data.spans._CHUNK", 1000)
+    _, parts = find_parts([source], None, 0, "spec")
+    assert len(parts) > 5
+    many: list[Outcome] = [outcome for part in parts for outcome in read_part(part, "messages")]
+    assert many == one
+    _, limited = find_parts([source.model_copy(update={"limit": 1500})], None, 0, "spec")
+    assert len(limited) == 1
+    assert [o for part in limited for o in read_part(part, "messages")] == one[:1500]
+
+
+def test_all_spans_are_read_in_the_format_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    record = {"instruction": "a", "output": "b"}
+    lines_of = [json.dumps(record)] * 300 + [json.dumps({"instruction": "a", "response": "b"})] * 300
+    write(path, "\n".join(lines_of))
+    for module in (sources, reading):
+        monkeypatch.setattr(module, "SPAN_BYTES", 2000)
+    monkeypatch.setattr(reading, "spans_of", lambda path, size: spans_of(path, size, 2000))
+    monkeypatch.setattr("plumbline.data.spans._CHUNK", 300)
+    found = outcomes(SourceSpec(uri=str(path)))
+    assert {o.format for o in found} == {"alpaca"}
+    assert [o.reason for o in found] == [None] * 300 + ["missing field"] * 300
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [("a.jsonl", True), ("a.txt", True), ("a.csv", False), ("a.json", False), ("a.jsonl.gz", False), ("a.parquet", False)],
+)
+def test_which_files_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shared: bool) -> None:
+    monkeypatch.setattr(reading, "SPAN_BYTES", 10)
+    data = {
+        "a.csv": b"instruction,output\na,b\n" * 3,
+        "a.json": containers()["array"],
+        "a.jsonl.gz": containers()["gzipped lines"],
+        "a.parquet": containers()["parquet"],
+    }.get(name, containers()["lines"])
+    assert bool(spans_of_lines(write(tmp_path / name, data), "line")) == shared
+    assert not spans_of_lines(write(tmp_path / name, data), "document") or name == "a.jsonl"
+
+
+def test_a_stamp_tells_a_rewritten_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write(path, "abc")
+    before = stamp_of(str(path))
+    assert stamp_of(str(path)) == before
+    rewrite(path)
+    assert stamp_of(str(path)) != before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from scipy import stats
 
 from plumbline.evaluation import statistics
 
@@ -102,3 +103,31 @@ def test_the_paired_interval_covers_the_truth_as_often_as_it_says() -> None:
         difference = statistics.paired_difference(ours, theirs, LEVEL)
         covered += difference.low <= 0.15 <= difference.high
     assert 0.93 <= covered / 600 <= 0.98
+
+
+def test_independent_difference() -> None:
+    # 9 of 10 and 3 of 10: shares 10/12 and 4/12, reach = z·√((10/12·2/12 + 4/12·8/12)/12) = 0.340000
+    right = statistics.independent_difference([1.0] * 9 + [0.0], [1.0] * 3 + [0.0] * 7, LEVEL)
+    assert (right.value, right.n) == (pytest.approx(0.6), 20)
+    assert (right.low, right.high) == pytest.approx((0.160000, 0.840000), abs=2e-6)
+    ties = statistics.independent_difference([1.0], [1.0], LEVEL)
+    assert ties.low < ties.value == 0 < ties.high
+    first, second = [0.2, 0.4, 0.6], [0.5, 0.5, 0.8, 0.6]
+    found = statistics.independent_difference(first, second, LEVEL)
+    oracle = stats.ttest_ind(first, second, equal_var=False).confidence_interval(LEVEL)
+    assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high))
+    alone = statistics.independent_difference([0.5], second, LEVEL)
+    assert (alone.low, alone.high) == (-1, 1)
+    with pytest.raises(ValueError, match="3 and 0 are given"):
+        statistics.independent_difference(first, [], LEVEL)
+
+
+def test_intervals_of_independent_differences_hold_the_truth_as_often_as_they_say() -> None:
+    rng = random.Random(11)
+    held = 0
+    for _ in range(1000):
+        first = [float(rng.random() < 0.8) for _ in range(25)]
+        second = [float(rng.random() < 0.5) for _ in range(80)]
+        found = statistics.independent_difference(first, second, LEVEL)
+        held += found.low <= 0.3 <= found.high
+    assert 0.93 <= held / 1000 <= 0.98

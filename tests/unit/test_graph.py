@@ -11,7 +11,7 @@ from plumbline.api.base import ArtifactType
 from plumbline.api.run import RunSpec
 from plumbline.api.stages.sft import SftSpec
 from plumbline.errors import InvalidRun
-from plumbline.graph import Graph, build_graph, fingerprints
+from plumbline.graph import Graph, benchmark_files, build_graph, fingerprints
 
 Stages = list[dict[str, Any]]
 
@@ -243,3 +243,25 @@ def test_the_kinds_code_version_changes_fingerprints(monkeypatch: pytest.MonkeyP
     before = prints(PIPELINE)
     monkeypatch.setattr(SftSpec, "code_version", "next")
     assert [a != b for a, b in zip(before, prints(PIPELINE), strict=True)] == [False, True, True]
+
+
+def test_benchmarks_enter_the_fingerprints_of_stages_that_keep_clear_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluating(name: str = "maths", benchmark: str = "gsm8k", uri: str = "a.jsonl", **fields: Any) -> Stages:
+        task = {"name": name, "benchmark": benchmark, "uri": uri, **fields}
+        return [DATA, SFT, {"name": "check", "evaluate": {"tasks": [task]}}]
+
+    files = IDENTITIES | {"a.jsonl": "a1", "b.jsonl": "b1"}
+    monkeypatch.setattr(type(graph(DATA)["data"].spec), "avoids_benchmarks", lambda self: False)
+    assert prints(evaluating(), files)[:2] == prints(PIPELINE)[:2]
+    monkeypatch.setattr(type(graph(DATA)["data"].spec), "avoids_benchmarks", lambda self: True)
+    first = prints(evaluating(), files)
+    assert prints(evaluating("renamed", limit=3, seed=9, maxTokens=5), files)[:2] == first[:2]
+    for other in (
+        prints(evaluating(), files | {"a.jsonl": "a2"}),
+        prints(evaluating(uri="b.jsonl"), files),
+        prints(evaluating(benchmark="promptAnswer"), files),
+        prints(PIPELINE),
+    ):
+        assert [a != b for a, b in zip(first[:2], other[:2], strict=True)] == [True, True]
+    assert benchmark_files(run_spec(*evaluating())) == {"spec.stages[2].evaluate.tasks[0].uri": ("gsm8k", "a.jsonl")}
+    assert benchmark_files(run_spec(*PIPELINE)) == {}

@@ -11,6 +11,7 @@ import pytest
 from plumbline import external
 from plumbline.api.base import ArtifactType
 from plumbline.api.run import AlignmentRun
+from plumbline.api.stages.curate import CurateSpec
 from plumbline.errors import InvalidRun
 from plumbline.plan import Plan, make_plan
 
@@ -92,9 +93,10 @@ def test_unknown_places_are_named_with_their_field(run: AlignmentRun) -> None:
 
 def test_a_kind_without_a_program_is_refused_before_anything_runs(run: AlignmentRun) -> None:
     value = run.model_dump(mode="json", by_alias=True, exclude_none=True)
-    value["spec"]["stages"].append({"name": "more", "synthesize": {}})
+    pairs = {"sources": [{"uri": "builtin://skills"}], "produces": "PreferenceDataset"}
+    value["spec"]["stages"] += [{"name": "pairs", "curate": pairs}, {"name": "rm", "rewardModel": {}}]
     found = problems(AlignmentRun.model_validate(value, by_name=False, by_alias=True))
-    assert found == {"spec.stages[4].synthesize": "this version of Plumbline cannot run kind synthesize yet"}
+    assert found == {"spec.stages[5].rewardModel": "this version of Plumbline cannot run kind rewardModel yet"}
 
 
 def changed(before: Plan, after: Plan) -> set[str]:
@@ -144,3 +146,24 @@ def test_a_plan_survives_the_way_through_its_file(run: AlignmentRun, tmp_path: P
     path.write_text(json.dumps(plan.to_json()))
     assert Plan.load(path) == plan
     assert plan.workspace_uri == str(tmp_path / "elsewhere")
+
+
+def test_the_benchmarks_of_the_whole_run_are_told_apart_for_stages_that_keep_clear_of_them(
+    run: AlignmentRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with `until`: a dataset is the same whether its evaluation is planned or not."""
+    questions = tmp_path / "gsm8k.jsonl"
+    questions.write_text("{}\n")
+    value = run.model_dump(mode="json", by_alias=True, exclude_none=True)
+    task = {"name": "maths", "benchmark": "gsm8k", "uri": str(questions)}
+    value["spec"]["stages"].append({"name": "check", "evaluate": {"tasks": [task]}})
+    evaluating = AlignmentRun.model_validate(value, by_name=False, by_alias=True)
+    monkeypatch.setattr(CurateSpec, "avoids_benchmarks", lambda self: True)
+    whole, part = make_plan(evaluating), make_plan(evaluating, until="a")
+    assert whole.fingerprints["a"] == part.fingerprints["a"] != make_plan(run).fingerprints["a"]
+    assert part.identities[str(questions)] == whole.identities[str(questions)]
+    questions.unlink()
+    with pytest.raises(InvalidRun, match="no file matches"):
+        make_plan(evaluating, until="a")
+    monkeypatch.setattr(CurateSpec, "avoids_benchmarks", lambda self: False)
+    assert str(questions) not in make_plan(evaluating, until="a").identities

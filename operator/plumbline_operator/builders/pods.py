@@ -58,6 +58,7 @@ class PodPlan:
         reports: the Pod writes into the run's ConfigMap, so it needs its account's token.
         drain: seconds that Ray waits on SIGTERM for its work to end before it ends it.
         environment: variables of the contract, named PLUMBLINE_*.
+        secrets: variables from Secrets: variable → (name of the Secret, key in it).
         shape: what the run says of these Pods.
     """
 
@@ -70,6 +71,7 @@ class PodPlan:
     reports: bool = True
     drain: int = 0
     environment: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, tuple[str, str]] = field(default_factory=dict)
     shape: PodShape = field(default_factory=PodShape)
 
 
@@ -147,9 +149,9 @@ def _container(run: Run, plan: PodPlan) -> Object:
     if plan.command is None:
         variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = str(plan.drain)
     env: list[Object] = [{"name": name, "value": value} for name, value in variables.items()]
-    if spec.model.token_secret:
-        secret = {"name": spec.model.token_secret, "key": "token"}
-        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": secret}})
+    secrets = {"HF_TOKEN": (spec.model.token_secret, "token")} if spec.model.token_secret else {}
+    for variable, (name, key) in (secrets | plan.secrets).items():
+        env.append({"name": variable, "valueFrom": {"secretKeyRef": {"name": name, "key": key}}})
     credentials = spec.workspace.credentials_secret
     mounts = WRITABLE if plan.command else [*WRITABLE, {"name": "shared-mem", "mountPath": "/dev/shm"}]
     return {

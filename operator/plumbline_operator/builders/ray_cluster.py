@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plumbline.api.base import StageSpec
 from plumbline.api.cluster import PodShape, WorkerGroup, overridden
@@ -12,6 +12,7 @@ from plumbline.api.stages.curate import CurateSpec
 from plumbline.api.stages.evaluate import EvaluateSpec
 from plumbline.api.stages.rlhf import RlhfSpec
 from plumbline.api.stages.serve import ServeSpec
+from plumbline.api.stages.synthesize import SynthesizeSpec
 from plumbline.api.stages.training import TrainingSpec
 from plumbline_operator.builders import pods
 from plumbline_operator.builders.metadata import Object, Run
@@ -29,6 +30,7 @@ class Marks:
     annotations: dict[str, str]
     drain: int = 0
     environment: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def worker_groups(run: Run, stage: Stage) -> list[WorkerGroup]:
@@ -40,6 +42,8 @@ def worker_groups(run: Run, stage: Stage) -> list[WorkerGroup]:
     own = stage.cluster is not None and stage.cluster.workers is not None
     if stage.kind == "curate" and not own:  # GPUs would idle
         return [group.model_copy(update={"gpus": 0, "accelerator": None}) for group in groups]
+    if isinstance(stage.spec, SynthesizeSpec) and not stage.spec.asks_own_model and not own:
+        return []  # the head asks the endpoint
     return groups
 
 
@@ -49,6 +53,8 @@ def _groups_of_kind(spec: StageSpec) -> list[WorkerGroup]:
             return [WorkerGroup(min_replicas=0, max_replicas=math.ceil(spec.parallelism / CURATE_CPUS))]
         case EvaluateSpec():  # one replica asks; it is not needed where all answers are in the journal
             return [WorkerGroup(min_replicas=0, max_replicas=1)]
+        case SynthesizeSpec():
+            return [WorkerGroup(min_replicas=0, max_replicas=1)] if spec.asks_own_model else []
         case ServeSpec():
             return [WorkerGroup(replicas=spec.replicas)]
         case RlhfSpec():
@@ -69,6 +75,7 @@ def ray_cluster(run: Run, stage: Stage, marks: Marks) -> Object:
     """The RayClusterSpec: authenticated, and autoscaled where a group has a range."""
     cluster = overridden(run.spec.cluster, stage.cluster)
     groups = worker_groups(run, stage)
+    marks = replace(marks, secrets=stage.spec.secrets())
     # Kueue counts Pods at admission and refuses autoscaled clusters.
     autoscaled = not run.spec.queue_name and any(group.autoscaled for group in groups)
     image = cluster.image or run.pods.image
@@ -117,6 +124,7 @@ def _pod(container: str, shape: PodShape, image: str, marks: Marks) -> pods.PodP
         reports=container == pods.HEAD,  # the driver program runs there
         drain=marks.drain,
         environment=marks.environment,
+        secrets=marks.secrets,
         shape=shape,
     )
 

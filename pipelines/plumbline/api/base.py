@@ -82,6 +82,8 @@ class Input(SpecModel):
 
     type: ArtifactType
     required: bool = True
+    unless: str | None = None
+    """A field of the block (YAML spelling of one word) that, where it is set, makes a required input optional."""
     default_to_base: bool = False
     """With no earlier stage of this type (and none named) the input is `spec.model.base`."""
     nearest: bool = True
@@ -110,6 +112,22 @@ class StageSpec(SpecModel):
 
     def external_uris(self) -> dict[str, str]:
         """Inputs from outside the run, by field path below the block: `{"sources[0].uri": "s3://…"}`."""
+        return {}
+
+    def external_models(self) -> dict[str, str]:
+        """Models from outside the run, beside its base, by field path below the block."""
+        return {}
+
+    def benchmark_files(self) -> dict[str, tuple[str, str]]:
+        """Benchmark files that this stage asks from, by field path of their URI below the block: (benchmark, URI)."""
+        return {}
+
+    def avoids_benchmarks(self) -> bool:
+        """Whether the stage keeps clear of every benchmark file that the run asks from. They then enter its fingerprint."""
+        return False
+
+    def secrets(self) -> dict[str, tuple[str, str]]:
+        """Environment variables that the stage's Pods take from Secrets: variable → (name of the Secret, key in it)."""
         return {}
 
     def problems(self) -> list[tuple[str, str]]:

@@ -49,6 +49,8 @@ def _kinds() -> str:
                 default.append(f"`{BASE}`")
             else:
                 default.append("must be given" if accepts.required else "none")
+            if accepts.unless:
+                default.append(f"with `{accepts.unless}` none")
             inputs.append(f"`{role}`: {'list of ' if accepts.many else ''}{accepts.type.value} ({', else '.join(default)})")
         output = spec.output.value if spec.output else _alternatives(get_args(spec.model_fields["produces"].annotation))
         rows.append([f"[`{kind}`](#{_anchor(spec)})", "<br>".join(inputs), output, _summary(spec)])

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plumbline.artifacts import Artifact
+from plumbline.data.row import COLUMNS, Form
+from plumbline.errors import InvalidInput
 
 ROW_GROUP_ROWS = 2000
 PART_ROWS = 100_000
@@ -66,15 +68,26 @@ def part_uris(artifact: Artifact) -> list[str]:
     return [f"{artifact.uri}/{name}" for name in part_names(artifact)]
 
 
-def load_rows(artifact: Artifact) -> pa.Table:
+def load_rows(artifact: Artifact, form: Form | None = None) -> pa.Table:
     """All rows of a Dataset or PreferenceDataset artifact, in their order.
 
+    Args:
+        artifact: the dataset.
+        form: what its rows must hold; None takes any.
+
     Returns:
-        `messages`, or `prompt`, `chosen` and `rejected` (each a list of {role, content}), then the provenance columns
-        source, record, format and record_id.
+        The columns of the form (`plumbline.data.row.COLUMNS`), then those of provenance.
 
     Raises:
         ArtifactCorrupt: a file is missing or differs from the manifest.
+        InvalidInput: the rows hold something else.
     """
     folder = artifact.local()
-    return pa.concat_tables([pq.read_table(folder / name) for name in part_names(artifact)])
+    table = pa.concat_tables([pq.read_table(folder / name) for name in part_names(artifact)])
+    if form is not None and not set(COLUMNS[form]) <= set(table.column_names):
+        held = next((name for name, columns in COLUMNS.items() if set(columns) <= set(table.column_names)), "something else")
+        raise InvalidInput(
+            f"the dataset of stage '{artifact.manifest['stage']}' holds {held}, and {form} are needed here; "
+            f"set form: {form} there, or name another dataset in inputs"
+        )
+    return table

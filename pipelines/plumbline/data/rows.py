@@ -1,92 +1,130 @@
-"""What becomes of each record, as Arrow tables: the rows of a dataset, and the working tables that curation passes on."""
+"""Rows as Arrow tables: the columns of a dataset, and the working tables that curation passes on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
-from plumbline.data.chat import Content
-from plumbline.data.formats import Makes
-from plumbline.data.normalise import KEY_BYTES, row_key
+from plumbline.data.row import COLUMNS, Form, Row
 
 TABLE_ROWS = 2000
 
 CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-COLUMNS: dict[Makes, tuple[str, ...]] = {"messages": ("messages",), "pairs": ("prompt", "chosen", "rejected")}
+_TYPES = {"completions": pa.list_(CHAT), "scores": pa.list_(pa.float64()), "label": pa.bool_(), "text": pa.string()}
 PROVENANCE = [
     pa.field("source", pa.string()),  # which file
     pa.field("record", pa.int64()),  # its index there, from 0
     pa.field("format", pa.string()),
     pa.field("record_id", pa.string()),  # the record's own id, if it has one
+    pa.field("licence", pa.string()),
+    pa.field("language", pa.string()),
+    pa.field("category", pa.string()),
+    pa.field("operations", pa.list_(pa.string())),  # what changed the row, in order
+    pa.field("parents", pa.list_(pa.string())),  # ids of the rows that it was made from
+    pa.field("teacher", pa.string()),
+    pa.field("score", pa.float64()),
 ]
+_OF_ROW = ("record_id", "licence", "language", "category", "operations", "parents", "teacher", "score")
 
 
-def dataset_schema(makes: Makes) -> pa.Schema:
+def dataset_schema(form: Form) -> pa.Schema:
     """Columns of a dataset artifact: the content in TRL's form, then where each row came from."""
-    return pa.schema([*(pa.field(name, CHAT) for name in COLUMNS[makes]), *PROVENANCE])
+    return pa.schema([*(pa.field(name, _TYPES.get(name, CHAT)) for name in COLUMNS[form]), *PROVENANCE])
 
 
-def working_schema(makes: Makes) -> pa.Schema:
+def working_schema(form: Form, annotations: Sequence[Annotation] = ()) -> pa.Schema:
     """A dataset row plus what curation decides by. `reason` is null for good rows; others have it, and no content."""
-    return pa.schema(
-        [
-            *dataset_schema(makes),
-            pa.field("part", pa.int32()),
-            pa.field("key", pa.binary(KEY_BYTES)),
-            pa.field("characters", pa.int64()),
-            pa.field("reason", pa.string()),
-            pa.field("excerpt", pa.string()),
-        ]
-    )
+    working = [
+        pa.field("instruction", pa.string()),
+        pa.field("part", pa.int32()),
+        pa.field("characters", pa.int64()),
+        pa.field("reason", pa.string()),
+        pa.field("excerpt", pa.string()),
+    ]
+    return pa.schema([*dataset_schema(form), *working, *(annotation.field for annotation in annotations)])
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A column that is computed from good rows, many at a time.
+
+    Attributes:
+        field: its name and type.
+        compute: rows → one value each.
+    """
+
+    field: pa.Field
+    compute: Callable[[list[Row]], pa.Array]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one record: content, or the reason why not and an excerpt."""
+    """What became of one record, or of a part of it: a row, or the reason why not and an excerpt."""
 
     source: str
     record: int
     format: str | None = None
-    record_id: str | None = None
-    content: Content | None = None
+    row: Row | None = None
     reason: str | None = None
     excerpt: str | None = None
 
+    def values(self) -> dict[str, Any]:
+        """By column, without annotations."""
+        row = self.row
+        found: dict[str, Any] = {name: getattr(self, name) for name in ("source", "record", "format", "reason", "excerpt")}
+        if row is not None:
+            found |= row.content
+            found |= {name: getattr(row, name) for name in _OF_ROW}
+            found |= {"instruction": row.instruction, "characters": sum(map(len, row.texts))}
+        return found
 
-def tabulate(outcomes: Iterable[Outcome], makes: Makes, part: int, max_characters: int) -> Iterator[pa.Table]:
-    """Outcomes as working tables of bounded size, with dedup keys and lengths.
+
+def to_row(values: dict[str, Any], form: Form) -> Row:
+    """The row of a dataset's or a working table's columns."""
+    content = {name: values[name] for name in COLUMNS[form]}
+    tuples = {name: tuple(values.get(name) or ()) for name in ("operations", "parents")}
+    rest = {name: values.get(name) for name in ("instruction", *_OF_ROW) if name not in tuples}
+    return Row(content, **rest, **tuples)
+
+
+def tabulate(
+    outcomes: Iterable[Outcome], form: Form, part: int, annotations: Sequence[Annotation] = ()
+) -> Iterator[pa.Table]:
+    """Outcomes as working tables of bounded size.
 
     Args:
         outcomes: of one part, in order.
-        makes: what the rows hold.
+        form: what the rows hold.
         part: ordinal of the part.
-        max_characters: a row with more is dropped.
+        annotations: further columns; null for outcomes that are no rows.
     """
-    schema, names = working_schema(makes), COLUMNS[makes]
+    schema = working_schema(form)
     stream = iter(outcomes)
     while batch := list(islice(stream, TABLE_ROWS)):
-        yield pa.Table.from_pylist([_row(outcome, names, part, max_characters) for outcome in batch], schema)
+        table = pa.Table.from_pylist([outcome.values() | {"part": part} for outcome in batch], schema)
+        good = [i for i, outcome in enumerate(batch) if outcome.row is not None]
+        rows = [outcome.row for outcome in batch if outcome.row is not None]
+        places = None if len(good) == len(batch) else _places(good, len(batch))
+        for annotation in annotations:
+            values = annotation.compute(rows) if rows else pa.nulls(0, annotation.field.type)
+            table = table.append_column(annotation.field, values if places is None else values.take(places))
+        yield table
 
 
-def _row(outcome: Outcome, names: tuple[str, ...], part: int, max_characters: int) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "source": outcome.source,
-        "record": outcome.record,
-        "format": outcome.format,
-        "record_id": outcome.record_id,
-        "part": part,
-        "reason": outcome.reason,
-        "excerpt": outcome.excerpt,
-    }
-    if outcome.content is None:
-        return row
-    turns = [turn for name in names for turn in outcome.content[name]]
-    characters = sum(len(turn["content"]) for turn in turns)
-    if characters > max_characters:
-        return row | {"reason": "too long", "excerpt": f"{characters} characters: {turns[0]['content'][:200]}"}
-    texts = (text for name in names for turn in outcome.content[name] for text in (turn["role"], turn["content"]))
-    return row | dict(outcome.content) | {"characters": characters, "key": row_key(texts)}
+def _places(good: list[int], count: int) -> pa.Array:
+    """For each outcome the number of its row, or null."""
+    places: list[int | None] = [None] * count
+    for number, i in enumerate(good):
+        places[i] = number
+    return pa.array(places, pa.int64())
+
+
+def to_table(outcomes: Iterable[Outcome], form: Form) -> pa.Table:
+    """Good outcomes as one table with the columns of a dataset artifact."""
+    schema = dataset_schema(form)
+    rows = [outcome.values() for outcome in outcomes if outcome.row is not None]
+    return pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema)

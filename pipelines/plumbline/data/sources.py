@@ -5,25 +5,49 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any, Literal, cast
 
+import fsspec
+
+from plumbline import hub
 from plumbline.api.stages.curate import SKILLS_COUNT, SourceSpec
 from plumbline.artifacts import Artifact
 from plumbline.builtin import skills
-from plumbline.data.chat import Chat, Content
 from plumbline.data.dataset import part_uris
-from plumbline.data.formats import Format, Makes, choose
-from plumbline.data.normalise import Reject, clean
-from plumbline.data.read import BadRecords, Broken, read_records
-from plumbline.data.rows import COLUMNS, Outcome
-from plumbline.errors import InvalidInput
-from plumbline.external import SKILLS, expand
+from plumbline.data.formats import SAMPLE, Format, choose
+from plumbline.data.formats.options import Options
+from plumbline.data.forms import reform
+from plumbline.data.normalise import clean
+from plumbline.data.read import read_records, spans_of_lines
+from plumbline.data.records import Broken, Item
+from plumbline.data.row import Chat, Form, Reject, Row
+from plumbline.data.rows import Outcome, to_row
+from plumbline.data.spans import SPAN_BYTES, Span
+from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.external import SKILLS, Stamp, expand, identity, reaching, stamp_of
 
 EXCERPT = 300
-ID_FIELDS = ("id", "record_id", "prompt_id", "message_id", "uid")
+ID_FIELDS = ("id", "record_id", "prompt_id", "message_id", "uid", "idx")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source, or a span of its lines.
+
+    Attributes:
+        name: in the rows' provenance.
+        path: local path or fsspec URI.
+        stamp: what it was when the stage began; None where that does not matter.
+        span: None for all of it.
+    """
+
+    name: str
+    path: str
+    stamp: Stamp | None = None
+    span: Span | None = None
 
 
 @dataclass(frozen=True)
@@ -32,15 +56,13 @@ class Files:
 
     Attributes:
         origin: ordinal of the source in the card.
-        files: (name in the rows' provenance, path) of each.
-        limit: how many records in all; None for all.
+        files: in order.
+        source: how to read them; its `limit` counts over all of the files.
     """
 
     origin: int
-    files: tuple[tuple[str, str], ...]
-    format: str
-    bad_records: BadRecords
-    limit: int | None = None
+    files: tuple[File, ...]
+    source: SourceSpec
 
 
 @dataclass(frozen=True)
@@ -75,18 +97,27 @@ class Origin:
 
 
 def find_parts(
-    sources: Sequence[SourceSpec], earlier: Artifact | None, seed: int, where: str
+    sources: Sequence[SourceSpec],
+    earlier: Artifact | None,
+    seed: int,
+    where: str,
+    identities: Mapping[str, str] | None = None,
 ) -> tuple[list[Origin], list[Part]]:
-    """What there is to read, in source order; a source with a limit is one part, others one part a file.
+    """What there is to read, in source order.
+
+    A source with a limit is one part; of others each file is one, and a big file of lines several, by spans that follow from
+    the file alone.
 
     Args:
         sources: of the spec.
         earlier: an earlier dataset, which comes first.
         seed: of generated sources.
         where: field path of the stage's block, for messages.
+        identities: by URI, as planned: data sets of the hub are read at the commit that was planned.
 
     Raises:
-        InvalidInput: a source matches no file.
+        InvalidInput: a source matches no file, or has no such split.
+        PlumblineError: a source cannot be reached now.
     """
     origins: list[Origin] = []
     parts: list[Part] = []
@@ -94,17 +125,66 @@ def find_parts(
         origins.append(Origin(str(earlier.manifest["stage"]), earlier.uri))
         parts += [Earlier(0, path) for path in part_uris(earlier)]
     for i, source in enumerate(sources):
-        origin = len(origins)
+        origin, path = len(origins), f"{where}.sources[{i}]"
         name = _unique(source.name or source.uri.rstrip("/").rpartition("/")[2], [o.name for o in origins])
         origins.append(Origin(name, source.uri))
-        path = f"{where}.sources[{i}]"
         if source.uri == SKILLS:
-            parts.append(Skills(origin, name, source.limit or SKILLS_COUNT, source.split, seed, path))
+            split = _skills_split(source.split, path)
+            parts.append(Skills(origin, name, source.limit or SKILLS_COUNT, split, seed, path))
             continue
-        files = _named(name, expand(source.uri, f"{path}.uri"), source.uri)
-        groups = [files] if source.limit else [(file,) for file in files]
-        parts += [Files(origin, tuple(group), source.format, source.bad_records, source.limit) for group in groups]
+        files = _files(source, name, path, (identities or {}).get(source.uri))
+        groups = [tuple(files)] if source.limit else [(piece,) for file in files for piece in _pieces(file, source)]
+        parts += [Files(origin, group, source) for group in groups]
     return origins, parts
+
+
+def check_unchanged(sources: Sequence[SourceSpec], identities: Mapping[str, str]) -> None:
+    """Refuse to go on where a source is another than was planned, so that no artifact is kept under a wrong fingerprint.
+
+    Args:
+        sources: of the spec.
+        identities: by URI, as planned.
+
+    Raises:
+        PlumblineError: one has changed, or cannot be reached now.
+    """
+    for source in sources:
+        planned = identities.get(source.uri)
+        # A data set of the hub is read at the planned commit: that its branch moved on does not matter.
+        if planned is not None and not source.uri.startswith(hub.DATASETS) and identity(source.uri) != planned:
+            raise PlumblineError(f"{source.uri} has changed since the run was planned; run again when nothing writes to it")
+
+
+def _skills_split(split: str, path: str) -> Literal["train", "heldout"]:
+    match split:
+        case "train" | "heldout":
+            return split
+    raise InvalidInput(f"{path}.split: '{split}' is not accepted for {SKILLS}; use train or heldout")
+
+
+def _files(source: SourceSpec, name: str, where: str, planned: str | None) -> list[File]:
+    uri = source.uri
+    if uri.startswith("hf://"):
+        paths = _hub_files(source, where, planned)
+    else:
+        paths = expand(uri, f"{where}.uri")
+    with reaching(uri, f"{where}.uri: "):
+        return [File(shown, path, stamp_of(path, fresh=False)) for shown, path in _named(name, paths, uri)]
+
+
+def _hub_files(source: SourceSpec, where: str, planned: str | None) -> list[str]:
+    prefix = f"{where}.uri: "
+    named = hub.dataset(source.uri, prefix)
+    named = named.at(planned.removeprefix("commit:") if planned else named.commit(prefix))
+    with reaching(source.uri, prefix):
+        return hub.dataset_files(fsspec.filesystem("hf"), named, source.split, prefix)
+
+
+def _pieces(file: File, source: SourceSpec) -> list[File]:
+    """The file, or spans of it."""
+    if file.stamp is None or file.stamp.size < 2 * SPAN_BYTES:
+        return [file]
+    return [replace(file, span=span) for span in spans_of_lines(file.path, source.text_unit)] or [file]
 
 
 def _unique(name: str, taken: list[str]) -> str:
@@ -115,78 +195,116 @@ def _unique(name: str, taken: list[str]) -> str:
     return candidate
 
 
-def _named(name: str, paths: list[str], uri: str) -> tuple[tuple[str, str], ...]:
+def _named(name: str, paths: list[str], uri: str) -> list[tuple[str, str]]:
     """Each file with its name in the provenance: the source's name, and below a folder or glob the path there."""
     if len(paths) == 1 and paths[0].endswith(uri.rpartition("/")[2]):
-        return ((name, paths[0]),)
+        return [(name, paths[0])]
     # commonpath would fold the // of a URI
     root = os.path.commonprefix(paths).rpartition("/")[0] + "/"  # noqa: RUF071
-    return tuple((f"{name}/{path.removeprefix(root)}", path) for path in paths)
+    return [(f"{name}/{path.removeprefix(root)}", path) for path in paths]
 
 
-def read_part(part: Part, makes: Makes) -> Iterator[Outcome]:
-    """The outcomes of a part's records, in order.
+def read_part(part: Part, form: Form) -> Iterator[Outcome]:
+    """The outcomes of a part's records, in order; a record may have several.
 
     Raises:
         InvalidInput: see `read_records` and `choose`; or there are fewer built-in tasks than asked for.
+        PlumblineError: a file cannot be reached now, or changed since the stage began.
     """
     match part:
         case Files():
-            return _from_files(part, makes)
+            return _from_files(part, form)
         case Skills():
-            return _from_skills(part, makes)
+            return _from_skills(part, form)
         case Earlier():
-            return _from_earlier(part, makes)
+            return _from_earlier(part, form)
 
 
-def _from_files(part: Files, makes: Makes) -> Iterator[Outcome]:
-    left = part.limit
-    for name, path in part.files:
-        format: Format | None = None
-        for index, line, value in islice(read_records(path, part.bad_records), left):
+def _from_files(part: Files, form: Form) -> Iterator[Outcome]:
+    source, left = part.source, part.source.limit
+    options = Options(form, source.per_task, source.paths)
+    for file in part.files:
+        if left == 0:
+            return
+        items = islice(_read(file, source), left)
+        head = list(islice(items, SAMPLE))
+        format = _format(file, head, source, form)
+        for index, line, value in chain(head, items):
             left = None if left is None else left - 1
             if isinstance(value, Broken):
-                yield Outcome(name, index, reason=value.reason, excerpt=f"line {line}: {value.excerpt}")
-                continue
-            format = format or choose(part.format, value, f"{path}:{line}", makes)
-            yield _convert(format, value, name, index)
+                yield Outcome(file.name, index, reason=value.reason, excerpt=f"line {line}: {value.excerpt}")
+            else:
+                # Where the head has only broken lines, the first record decides.
+                format = format or choose(source.format, [value], f"{file.path}:{line}", form)
+                yield from _convert(format, value, options, file.name, index, source.licence)
 
 
-def _convert(format: Format, record: dict[str, Any], source: str, index: int) -> Outcome:
+def _read(file: File, source: SourceSpec, span: Span | None = None) -> Iterator[Item]:
+    unit = source.text_unit
+    return read_records(file.path, source.bad_records, text_unit=unit, span=span or file.span, stamp=file.stamp)
+
+
+def _format(file: File, head: list[Item], source: SourceSpec, form: Form) -> Format | None:
+    """By the first records of the file, so that all spans of a file are read alike."""
+    if file.span is not None and file.span.start > 0:
+        head = list(islice(_read(file, source, Span(0, file.span.start, 0)), SAMPLE))
+    found = [(line, value) for _, line, value in head if not isinstance(value, Broken)]
+    return choose(source.format, [value for _, value in found], f"{file.path}:{found[0][0]}", form) if found else None
+
+
+def _convert(
+    format: Format, record: dict[str, Any], options: Options, source: str, index: int, licence: str | None
+) -> list[Outcome]:
     try:
-        return Outcome(source, index, format.name, _own_id(record), format.convert(record))
+        own_id, own_licence = _own(record, ID_FIELDS), _own(record, ("licence", "license"))
+        outcomes = []
+        for row in format.rows(record, options):
+            if isinstance(row, Reject):
+                outcomes.append(_rejected(row, record, format, source, index))
+            else:
+                stated = row.licence or own_licence or licence
+                if stated or own_id:
+                    row = replace(row, record_id=row.record_id or own_id, licence=stated)
+                outcomes.append(Outcome(source, index, format.name, row))
+        return outcomes
     except Reject as reject:
-        text = json.dumps(record, default=str, ensure_ascii=False).encode(errors="replace").decode()
-        shown = f"{reject.detail}; {text}" if reject.detail else text
-        return Outcome(source, index, format.name, reason=reject.reason, excerpt=shown[:EXCERPT])
+        return [_rejected(reject, record, format, source, index)]
 
 
-def _own_id(record: dict[str, Any]) -> str | None:
-    value = next((record[name] for name in ID_FIELDS if isinstance(record.get(name), str | int)), None)
-    return None if value is None else clean(str(value))
+def _rejected(reject: Reject, record: dict[str, Any], format: Format, source: str, index: int) -> Outcome:
+    text = json.dumps(record, default=str, ensure_ascii=False).encode(errors="replace").decode()
+    shown = f"{reject.detail}; {text}" if reject.detail else text
+    return Outcome(source, index, format.name, reason=reject.reason, excerpt=shown[:EXCERPT])
 
 
-def _from_skills(part: Skills, makes: Makes) -> Iterator[Outcome]:
+def _own(record: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    value = next((record[name] for name in names if isinstance(record.get(name), str | int)), None)
+    return None if value is None else clean(str(value))[:EXCERPT] or None
+
+
+def _from_skills(part: Skills, form: Form) -> Iterator[Outcome]:
     try:
         for index, task in enumerate(skills.tasks(part.count, split=part.split, seed=part.seed)):
-            yield Outcome(part.name, index, "skills", task.id, _task_content(task, part.seed, makes))
+            rows = reform(_task_row(task, part.seed, form), form)
+            yield from (Outcome(part.name, index, "skills", row) for row in rows)
     except ValueError as error:
         raise InvalidInput(f"{part.where}.limit: {part.count} is not accepted: {error}") from error
 
 
-def _task_content(task: skills.Task, seed: int, makes: Makes) -> Content:
+def _task_row(task: skills.Task, seed: int, form: Form) -> Row:
     def turn(role: str, content: str) -> Chat:
         return [{"role": role, "content": content}]
 
     prompt, answer = turn("user", task.prompt), turn("assistant", task.answer)
-    if makes == "messages":
-        return {"messages": prompt + answer}
+    if form == "messages":
+        return Row({"messages": prompt + answer}, record_id=task.id)
+    if form == "text":
+        return Row({"text": f"{task.prompt}\n{task.answer}"}, record_id=task.id)
     wrong = skills.corrupt(task, random.Random(f"corrupt:{seed}:{task.id}"))
-    return {"prompt": prompt, "chosen": answer, "rejected": turn("assistant", wrong)}
+    return Row({"prompt": prompt, "chosen": answer, "rejected": turn("assistant", wrong)}, record_id=task.id)
 
 
-def _from_earlier(part: Earlier, makes: Makes) -> Iterator[Outcome]:
+def _from_earlier(part: Earlier, form: Form) -> Iterator[Outcome]:
     for _, _, value in read_records(part.path, "fail"):
-        row = cast(dict[str, Any], value)
-        content = {name: row[name] for name in COLUMNS[makes]}
-        yield Outcome(row["source"], row["record"], row["format"], row["record_id"], content)
+        values = cast(dict[str, Any], value)
+        yield Outcome(values["source"], values["record"], values["format"], to_row(values, form))

@@ -1,8 +1,10 @@
-"""The journal of replies: what a killed evaluation has asked already, it does not ask again."""
+"""The journal of replies: what a killed stage has asked already, it does not ask again."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import uuid
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -12,6 +14,7 @@ from plumbline.artifacts import Workspace
 from plumbline.errors import PlumblineError
 
 PART_LINES = 64  # replies in one object of a remote store, which cannot append
+PARTS_READ = 1000  # objects fetched at the same time
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,15 @@ class Reply:
     Attributes:
         text: the reply.
         finish_reason: `stop`, `length` (cut at max_tokens), or `context_length_exceeded` (the prompt alone is too long).
+        prompt_tokens, completion_tokens: what the call took; 0 where nobody counts.
+        problem: why there is no answer in `text`, where the call was paid and brought none.
     """
 
     text: str
     finish_reason: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    problem: str | None = None
 
 
 class Journal:
@@ -43,10 +51,13 @@ class Journal:
         self._name, self._parts = uuid.uuid4().hex, 0
         self._stream: BinaryIO | None = None
         self._pending: list[bytes] = []
+        self._writing = asyncio.Lock()
         self.replies: dict[str, Reply] = {}
         if self._folder.filesystem.exists(self._folder.root):
-            for path in sorted(self._folder.filesystem.glob(self._folder.path("*.jsonl"))):
-                self._read(path)
+            paths = sorted(self._folder.filesystem.glob(self._folder.path("*.jsonl")))
+            for first in range(0, len(paths), PARTS_READ):
+                for path, content in sorted(self._folder.filesystem.cat(paths[first : first + PARTS_READ]).items()):
+                    self._read(path, content)
 
     def __enter__(self) -> Self:
         return self
@@ -59,28 +70,58 @@ class Journal:
     def add(self, key: str, reply: Reply) -> None:
         """Keep one reply. On a local disk it is safe when this returns, however the process ends."""
         self.replies[key] = reply
-        self._pending.append(json.dumps({"key": key, **asdict(reply)}).encode() + b"\n")
+        self._pending.append(_line(key, reply))
         if self._folder.is_local or len(self._pending) >= PART_LINES:
             self._flush()
 
+    async def keep(self, key: str, reply: Reply) -> None:
+        """Keep one reply, safe when this returns, also in a remote store and when the machine fails.
+
+        Replies that come while one is being written are written together, as the next part.
+        """
+        self.replies[key] = reply
+        self._pending.append(_line(key, reply))
+        async with self._writing:
+            lines = self._take()
+            if lines:
+                await asyncio.to_thread(self._write, lines, durable=True)
+
     def _flush(self) -> None:
-        if not self._pending:
-            return
+        lines = self._take()
+        if lines:
+            self._write(lines)
+
+    def _take(self) -> bytes:
         lines, self._pending = b"".join(self._pending), []
-        if self._folder.is_local:
-            if self._stream is None:
-                self._folder.filesystem.makedirs(self._folder.root, exist_ok=True)
-                self._stream = open(self._folder.path(f"{self._name}.jsonl"), "ab", buffering=0)  # noqa: SIM115
-            self._stream.write(lines)
-        else:
+        return lines
+
+    def _write(self, lines: bytes, durable: bool = False) -> None:
+        if not self._folder.is_local:
             self._parts += 1
             self._folder.filesystem.pipe_file(self._folder.path(f"{self._name}-{self._parts:06d}.jsonl"), lines)
+            return
+        if self._stream is None:
+            self._folder.filesystem.makedirs(self._folder.root, exist_ok=True)
+            self._stream = open(self._folder.path(f"{self._name}.jsonl"), "ab", buffering=0)  # noqa: SIM115
+        try:
+            while lines:  # a full disk takes a part of it first
+                lines = lines[self._stream.write(lines) :]
+            if durable:
+                os.fsync(self._stream.fileno())
+        except OSError:  # the half line stays the last of its file
+            self._stream.close()
+            self._stream, self._name = None, uuid.uuid4().hex
+            raise
 
-    def _read(self, path: str) -> None:
-        lines = self._folder.filesystem.cat_file(path).split(b"\n")
-        for number, line in enumerate(lines[:-1], 1):  # what follows the last line end was never finished
+    def _read(self, path: str, content: bytes) -> None:
+        for number, line in enumerate(content.split(b"\n")[:-1], 1):  # what follows the last line end was never finished
             try:
                 row = json.loads(line)
-                self.replies[row["key"]] = Reply(row["text"], row["finish_reason"])
-            except (ValueError, KeyError, TypeError) as error:
+                key = row.pop("key")
+                self.replies[key] = Reply(**row)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise PlumblineError(f"{path}:{number}: not a line of the journal ({error}); delete this file") from error
+
+
+def _line(key: str, reply: Reply) -> bytes:
+    return json.dumps({"key": key, **asdict(reply)}).encode() + b"\n"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import fsspec
 
+from plumbline.api.base import ArtifactType
 from plumbline.artifacts import Artifact, Workspace
 from plumbline.errors import PlumblineError
 
@@ -41,20 +43,52 @@ def ancestors(artifact: Artifact, workspace: Workspace) -> list[Ancestor]:
     Raises:
         PlumblineError: a metrics file is not what it should be.
     """
-    found: dict[tuple[str, str], Ancestor] = {}
+    return [
+        Ancestor(
+            one.artifact.manifest["stage"] if one.artifact else None,
+            one.kind,
+            one.type.value,
+            one.fingerprint,
+            curves(one.artifact) if one.artifact else {},
+        )
+        for one in family([artifact], workspace)
+    ]
 
-    def visit(kind: str, fingerprint: str, type: str) -> None:
+
+@dataclass
+class Member:
+    """An artifact of a family.
+
+    Attributes:
+        kind, fingerprint, type: of the artifact.
+        artifact: None where the workspace has lost it.
+        read_by: the types of what was made from it.
+    """
+
+    kind: str
+    fingerprint: str
+    type: ArtifactType
+    artifact: Artifact | None
+    read_by: set[ArtifactType] = field(default_factory=set)
+
+
+def family(artifacts: Sequence[Artifact], workspace: Workspace) -> list[Member]:
+    """The artifacts and everything they were made from, the oldest first, each once."""
+    found: dict[tuple[str, str], Member] = {}
+
+    def visit(kind: str, fingerprint: str, type: ArtifactType) -> Member:
         if (kind, fingerprint) in found:
-            return
-        current = workspace.find(kind, fingerprint)
-        for parents in current.manifest["lineage"]["inputs"].values() if current else ():
+            return found[kind, fingerprint]
+        member = Member(kind, fingerprint, type, workspace.find(kind, fingerprint))
+        for parents in member.artifact.manifest["lineage"]["inputs"].values() if member.artifact else ():
             for parent in parents:
                 # By kind and fingerprint, not by URI: a workspace may have been moved.
-                visit(parent["uri"].rsplit("/", 2)[-2], parent["fingerprint"], parent["type"])
-        stage, drawn = (current.manifest["stage"], curves(current)) if current else (None, {})
-        found[kind, fingerprint] = Ancestor(stage, kind, type, fingerprint, drawn)
+                kind_of_parent = parent["uri"].rsplit("/", 2)[-2]
+                visit(kind_of_parent, parent["fingerprint"], ArtifactType(parent["type"])).read_by.add(type)
+        return found.setdefault((kind, fingerprint), member)
 
-    visit(artifact.manifest["kind"], artifact.fingerprint, artifact.type.value)
+    for artifact in artifacts:
+        visit(artifact.manifest["kind"], artifact.fingerprint, artifact.type)
     return list(found.values())
 
 

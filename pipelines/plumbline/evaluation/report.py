@@ -15,6 +15,7 @@ from typing import Any
 
 from plumbline.api.stages.evaluate import TaskSpec
 from plumbline.evaluation.charts import curve_chart, score_chart
+from plumbline.evaluation.contamination import Cleanliness
 from plumbline.evaluation.lineage import Ancestor
 from plumbline.evaluation.results import Comparison, Results, Sample, TaskScore
 
@@ -117,6 +118,7 @@ def report_html(setting: Setting, results: Results, samples: Sequence[Sample], l
             _scores(results.scores),
             score_chart(results.scores),
             _comparisons(results.comparisons, results.candidate),
+            _contamination(results.cleanliness),
             _curves(lineage),
             "<h2>Samples</h2>",
             *(_browser(task.name, samples, list(setting.models)) for task in setting.tasks),
@@ -134,9 +136,11 @@ def report_html(setting: Setting, results: Results, samples: Sequence[Sample], l
 
 def _verdict(results: Results) -> str:
     verdict = results.verdict
+    warnings = "".join(f"<li>warning: {escape(words)}</li>" for words in results.warnings)
     if verdict is None:
-        return '<div class="verdict none"><strong>no verdict</strong><br>This stage has no gates.</div>'
-    rules = "".join(f"<li>{rule.status}: {escape(rule.reason)}</li>" for rule in verdict.rules)
+        told = f"<ul>{warnings}</ul>" if warnings else ""
+        return f'<div class="verdict none"><strong>no verdict</strong><br>This stage has no gates.{told}</div>'
+    rules = "".join(f"<li>{rule.status}: {escape(rule.reason)}</li>" for rule in verdict.rules) + warnings
     return f'<div class="verdict {verdict.status}"><strong>{verdict.status}</strong><ul>{rules}</ul></div>'
 
 
@@ -179,6 +183,45 @@ def _comparisons(comparisons: Sequence[Comparison], candidate: str) -> str:
     ]
     head = ["task", "baseline", "difference", "interval", "win rate", "interval", "p-value", "detectable (80 % power)"]
     return f"<h2>{escape(candidate)} against its baselines</h2>" + _table(head, rows, numbers=set(range(2, 8)))
+
+
+def _contamination(tasks: Sequence[Cleanliness]) -> str:
+    """Scores on all questions and on those that no training source held."""
+    if not tasks:
+        return ""
+    rows = [
+        [
+            escape(task.task),
+            f"not checked: {escape(', '.join(task.exposure.unchecked))}"
+            if task.exposure.unchecked
+            else task.exposure.status,
+            f"{len(task.exposure.touched)} of {task.items}",
+            str(len(task.exposure.left)),
+            escape(score.model),
+            f"{score.all.value:.3f}",
+            "" if score.clean is None else f"{score.clean.value:.3f}",
+            "" if score.difference is None else f"{score.difference.value:+.3f}",
+            "" if score.difference is None else f"{score.difference.low:+.3f} – {score.difference.high:+.3f}",
+        ]
+        for task in tasks
+        for score in task.scores
+    ]
+    head = [
+        "task",
+        "training data",
+        "questions in sources",
+        "left in data",
+        "model",
+        "all",
+        "clean",
+        "difference",
+        "interval",
+    ]
+    about = (
+        "<p>Clean are the questions that occur in no source of the data that these models were trained on, also not in "
+        "rows that were dropped for it. What the base model has read is not known.</p>"
+    )
+    return f"<h2>Contamination</h2>{about}" + _table(head, rows, numbers={2, 3, 5, 6, 7, 8})
 
 
 def _curves(lineage: Sequence[Ancestor]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from plumbline.api.stages.evaluate import GateSpec
 from plumbline.evaluation import statistics
 from plumbline.evaluation.benchmarks.benchmark import Item, Score
+from plumbline.evaluation.contamination import Cleanliness, Exposure, cleanliness
 from plumbline.evaluation.gate import Verdict, decide
 from plumbline.evaluation.journal import Reply
 from plumbline.evaluation.statistics import Difference, Estimate
@@ -72,6 +73,13 @@ class Results:
     scores: tuple[TaskScore, ...]
     comparisons: tuple[Comparison, ...]
     verdict: Verdict | None
+    cleanliness: tuple[Cleanliness, ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the scores must know, one sentence a task."""
+        found = (one.warning(self.candidate) for one in self.cleanliness)
+        return [words for words in found if words is not None]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for report.json."""
@@ -105,6 +113,8 @@ class Results:
                 }
                 for c in self.comparisons
             ],
+            "contamination": [one.to_json() for one in self.cleanliness],
+            "warnings": self.warnings,
             "verdict": self.verdict.status if self.verdict else None,
             "verdictReason": self.verdict.reason if self.verdict else None,
             "rules": [
@@ -126,7 +136,13 @@ class Results:
 
 
 def conclude(
-    samples: Sequence[Sample], *, candidate: str, baselines: Sequence[str], gates: Sequence[GateSpec], confidence: float
+    samples: Sequence[Sample],
+    *,
+    candidate: str,
+    baselines: Sequence[str],
+    gates: Sequence[GateSpec],
+    confidence: float,
+    exposures: Mapping[str, Exposure] | None = None,
 ) -> Results:
     """Scores, comparisons and the verdict.
 
@@ -136,6 +152,7 @@ def conclude(
         baselines: what it is compared with.
         gates: rules of the gate.
         confidence: level of every interval.
+        exposures: task → what is known of its questions in the training data. Gates judge all questions in any case.
     """
     models = [name for name in dict.fromkeys(baselines) if name != candidate] + [candidate]  # as they came to be
     by_task: dict[str, list[Sample]] = {}
@@ -153,6 +170,10 @@ def conclude(
             if baseline != candidate
         ),
         decide(gates, values, candidate, confidence),
+        tuple(
+            cleanliness(task, exposure, [s.item.id for s in by_task[task]], values[task], confidence)
+            for task, exposure in (exposures or {}).items()
+        ),
     )
 
 

@@ -88,6 +88,39 @@ def paired_difference(candidate: Scores, baseline: Scores, confidence: float) ->
     )
 
 
+def independent_difference(first: Scores, second: Scores, confidence: float) -> Estimate:
+    """Mean of the first minus mean of the second, of different items, with its interval.
+
+    For right-or-wrong scores one success and one failure are added to each side before the interval is taken (Agresti and
+    Caffo 2000, The American Statistician 54:280). Otherwise it is Welch's, and all of [-1, 1] where a side has one item.
+
+    Raises:
+        ValueError: one of them is empty.
+    """
+    if not first or not second:
+        raise ValueError(f"a difference needs items on both sides: {len(first)} and {len(second)} are given")
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    value, n = float(a.mean() - b.mean()), len(a) + len(b)
+    if _binary(first) and _binary(second):
+        shares = [((side.sum() + 1) / (len(side) + 2), len(side) + 2) for side in (a, b)]
+        centre = float(shares[0][0] - shares[1][0])
+        reach = _z(confidence) * math.sqrt(sum(share * (1 - share) / size for share, size in shares))
+    elif min(len(a), len(b)) < 2:
+        return Estimate(value, -1.0, 1.0, n)
+    else:
+        centre, reach = value, _welch(a, b, confidence)
+    return Estimate(value, max(-1.0, centre - reach), min(1.0, centre + reach), n)
+
+
+def _welch(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], confidence: float) -> float:
+    """Half the width of Welch's interval (1947)."""
+    parts = [float(side.var(ddof=1)) / len(side) for side in (a, b)]
+    if not sum(parts):
+        return 0.0
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, (a, b), strict=True))
+    return float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(sum(parts))
+
+
 def mcnemar(wins: int, losses: int) -> float:
     """Exact two-sided p-value that wins and losses are equally likely (McNemar 1947); ties do not count."""
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from plumbline.artifacts import absolute_uri, cache_folder, fetch
 from plumbline.errors import InvalidInput, PlumblineError, one_line
 from plumbline.external import TINY, model_identity, tiny_folder
+from plumbline.models.embeddings import Embeddings
 from plumbline.models.reference import ModelReference
 
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
@@ -86,7 +87,7 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
 
 
 def load_base(reference: ModelReference) -> PreTrainedModel:
-    """The base model without adapter, in evaluation mode.
+    """The base model without adapter, in evaluation mode; with the embedding rows that the artifact brings, if any.
 
     Raises:
         InvalidInput: the weights cannot be read or do not fit the configuration.
@@ -114,7 +115,16 @@ def load_base(reference: ModelReference) -> PreTrainedModel:
             f"spec.model.base: the weights of '{reference.base}' do not fit its config.json: "
             f"{unfit[0]} {'has another shape' if loaded['mismatched_keys'] else 'is missing'} ({len(unfit)} such)"
         )
+    embeddings = load_embeddings(reference)
+    if embeddings is not None:
+        embeddings.put_into(model, "spec.model.base")
     return model.eval()
+
+
+def load_embeddings(reference: ModelReference) -> Embeddings | None:
+    """The embedding rows that the model's artifact brings, None where it brings none."""
+    file = reference.embeddings_file()
+    return Embeddings.load(file) if file is not None else None
 
 
 def load_merged(reference: ModelReference) -> PreTrainedModel:

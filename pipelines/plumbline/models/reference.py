@@ -9,6 +9,8 @@ from plumbline.artifacts import Artifact, Workspace
 from plumbline.errors import PlumblineError
 from plumbline.plan import Plan
 
+EMBEDDINGS = "embeddings.safetensors"
+
 
 @dataclass(frozen=True)
 class ModelReference:
@@ -54,11 +56,20 @@ class ModelReference:
         return found
 
     def adapter_folder(self) -> Path | None:
-        """Local folder with the adapter in PEFT form, None for the bare base."""
-        artifact = self.artifact()
-        return artifact.local() / "adapter" if artifact else None
+        """Local folder with the adapter in PEFT form, None where there is none."""
+        return self._part("adapter")
+
+    def embeddings_file(self) -> Path | None:
+        """Local file with the embedding rows that the artifact brings (`models.embeddings`), None where there is none."""
+        return self._part(EMBEDDINGS)
 
     def tokenizer_folder(self) -> Path | None:
         """Local folder with the tokenizer that the artifact brings, None for the bare base."""
         artifact = self.artifact()
         return artifact.local() / "tokenizer" if artifact else None
+
+    def _part(self, name: str) -> Path | None:
+        artifact = self.artifact()
+        if artifact is None or not any(file.split("/")[0] == name for file in artifact.manifest["files"]):
+            return None
+        return artifact.local() / name

@@ -1,64 +1,200 @@
-"""`curate`: sources → canonical rows → exact deduplication → Parquet and a data card."""
+"""`curate`: sources → rows → repairs and filters → deduplication → decontamination → selection → mix → Parquet and a data card."""
 
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from plumbline.api.base import ArtifactType
-from plumbline.api.stages.curate import CurateSpec
-from plumbline.data.card import Tally, render_html
+import numpy as np
+
+from plumbline.api.stages.curate import CurateSpec, SourceSpec
+from plumbline.data.appraise import Examples, appraise
+from plumbline.data.candidates import Candidates
+from plumbline.data.card import Tally
+from plumbline.data.card_page import render_html
+from plumbline.data.compose import mixed, select, token_card
 from plumbline.data.dataset import DatasetWriter
-from plumbline.data.deduplicate import FirstOccurrences, mark_duplicates
-from plumbline.data.formats import Makes
-from plumbline.data.ray import read_parallel
+from plumbline.data.decontamination.benchmarks import BenchmarkFiles, benchmarks_of
+from plumbline.data.decontamination.findings import COLUMN, checks, write_report
+from plumbline.data.filters.judge import Answer, judge_calls
+from plumbline.data.preparation import Preparation
+from plumbline.data.ray import measure_chunks, tables_of_parts
+from plumbline.data.refine import Measure, decontaminate, deduplicate
+from plumbline.data.row import Row
 from plumbline.data.rows import dataset_schema
-from plumbline.data.sources import Origin, find_parts
+from plumbline.data.scoring import MODEL_METHODS, embedder, make_scorer
+from plumbline.data.selection.tagger import tag_rows
+from plumbline.data.sources import Origin, check_unchanged, find_parts, read_part
 from plumbline.errors import InvalidInput
+from plumbline.models.load import load_tokenizer
+from plumbline.models.reference import ModelReference
 from plumbline.ray_environment import connect
 from plumbline.stage import StageContext
 
-MAKES: dict[ArtifactType, Makes] = {ArtifactType.DATASET: "messages", ArtifactType.PREFERENCE_DATASET: "pairs"}
+REPLIES = "replies"
+"""Folder of the workspace where a judge's paid answers are kept."""
+WRITTEN_ROWS = 10_000
 
 
 def run(context: StageContext, spec: CurateSpec) -> None:
     """Curate one dataset.
 
     Raises:
-        InvalidInput: a source is missing, broken or of the wrong format, or no row is left.
-        PlumblineError: a source cannot be reached now.
+        InvalidInput: a source is missing, broken or of the wrong format, shares cannot be met, or no row is left.
+        PlumblineError: a source cannot be reached now, or changed meanwhile.
     """
-    makes, where = MAKES[spec.output_type()], _field_path(context)
-    earlier = context.input("dataset")
-    if earlier is not None and MAKES[earlier.type] != makes:
-        raise InvalidInput(f"{where}.produces: a {earlier.type.value} as input cannot become {spec.produces}; set Dataset")
-
-    origins, parts = find_parts(spec.sources, earlier, spec.seed, where)
+    benchmarks = benchmarks_of(context.plan, spec.decontaminate, f"{_field_path(context)}.decontaminate")
+    preparation, origins = _prepare(context, spec, benchmarks)
+    where, own, model, say = preparation.where, preparation.own, preparation.model, context.report.say
     connect()
-    context.report.say(f"reading {len(parts)} part{'s' if len(parts) > 1 else ''} of {', '.join(o.name for o in origins)}")
-    tally = Tally(origins, [part.origin for part in parts], makes)
-    seen, schema = FirstOccurrences(), dataset_schema(makes)
-    with DatasetWriter(context.output.folder, schema) as writer:
-        for table in read_parallel(parts, makes, spec.max_characters, spec.parallelism):
-            if spec.deduplicate == "exact":
-                table = mark_duplicates(table, seen)
-            tally.add(table)
-            writer.write(table.filter(table["reason"].is_null()).select(schema.names))
-            context.report.step(table["part"][-1].as_py(), len(parts), {"rows": tally.rows})
-    context.report.step(len(parts), len(parts), {"rows": tally.rows})
+    say(f"reading {own} part{'s' if own > 1 else ''} of {', '.join(o.name for o in origins)}")
+    with tempfile.TemporaryDirectory(prefix=".rows-", dir=context.output.folder.parent) as scratch:
+        candidates = _read(context, preparation, Path(scratch))
+        found: dict[str, Any] = {
+            "deduplication": deduplicate(candidates, spec.deduplicate, own, spec.seed, _embed(spec, preparation), say)
+        }
+        candidates.drop(_compared_only(candidates, own), "compared only")
+        contamination = decontaminate(candidates, spec.decontaminate, benchmarks, own)
+        with _judges(context, spec, where) as (rating, tagger):
+            found |= appraise(candidates, spec.filters, _examples(context, spec, preparation), rating, f"{where}.filters")
+            tokenizer, hard = load_tokenizer(model), None
+            if spec.select is not None:
+                say(f"selecting by {spec.select.method}")
+                measure = _measure(spec, preparation)
+                chosen = select(candidates, spec.select, tokenizer, spec.seed, measure, _tag(tagger))
+                found["selection"], hard = chosen.card, chosen.difficulty
+        order = None
+        if spec.mix is not None:
+            origin_of = np.array([part.origin for part in preparation.parts])
+            names = [origin.name for origin in origins]
+            mixture = mixed(candidates, spec.mix, origin_of, names, tokenizer, spec.seed, hard, f"{where}.mix")
+            order, found["mix"] = mixture.rows, mixture.card
+        tally, rows = _write(context, candidates, preparation, origins, order)
+        card = tally.card() | found
+        if not rows:
+            raise InvalidInput(_nothing_left(where, card))
+        card["tokens"] = token_card(candidates, tokenizer, spec.seed)
+        if spec.decontaminate.enabled:
+            report = contamination.report(spec.decontaminate, candidates.kept())
+            card["contamination"] = write_report(report, context.output.folder)
+    check_unchanged(spec.sources, context.plan.identities)
+    _publish(context, card, origins, tally, rows)
 
-    card = tally.card()
-    if not card["rows"]:
-        raise InvalidInput(_nothing_left(where, card))
-    (context.output.folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    (context.output.folder / "card.html").write_text(render_html(card, context.node.name), encoding="utf-8")
+
+def _prepare(context: StageContext, spec: CurateSpec, benchmarks: list[BenchmarkFiles]) -> tuple[Preparation, list[Origin]]:
+    where, identities = _field_path(context), context.plan.identities
+    earlier = context.input("dataset")
+    if earlier is not None and earlier.type != spec.output_type():
+        raise InvalidInput(
+            f"{where}.produces: a {earlier.type.value} as input cannot become {spec.produces}; set {earlier.type.value}"
+        )
+    origins, parts = find_parts(spec.sources, earlier, spec.seed, where, identities)
+    others = [SourceSpec(uri=uri) for uri in spec.deduplicate.against]
+    _, against = find_parts(others, None, spec.seed, f"{where}.deduplicate.against", identities)
+    model = ModelReference.of(context.plan, None)
+    checked = checks(benchmarks, spec.decontaminate)
+    return Preparation((*parts, *against), len(parts), spec.rows_hold, spec, where, model, checked), origins
+
+
+def _read(context: StageContext, preparation: Preparation, folder: Path) -> Candidates:
+    parts = preparation.parts
+    facts = [annotation.field.name for annotation in preparation.annotations if annotation.field.name != COLUMN]
+    candidates = Candidates(folder, preparation.form, facts)
+    for table in tables_of_parts(len(parts), preparation.tables, preparation.schema, preparation.spec.parallelism):
+        candidates.add(table)
+        context.report.step(table["part"][-1].as_py(), len(parts), {"rows": len(candidates)})
+    context.report.step(len(parts), len(parts), {"rows": len(candidates)})
+    return candidates.seal()
+
+
+def _compared_only(candidates: Candidates, own: int) -> np.ndarray:
+    kept = candidates.kept()
+    return kept[candidates.fact("part")[kept] >= own]
+
+
+def _embed(spec: CurateSpec, preparation: Preparation) -> Measure | None:
+    block = spec.deduplicate.semantic
+    if block is None:
+        return None
+    where = f"{preparation.where}.deduplicate.semantic"
+    make = partial(embedder, block, preparation.model, where, spec.deduplicate.key)
+    return partial(measure_chunks, make=make, workers=spec.parallelism)
+
+
+def _measure(spec: CurateSpec, preparation: Preparation) -> Measure | None:
+    if spec.select is None or spec.select.method not in MODEL_METHODS:
+        return None
+    make = partial(make_scorer, spec.select, preparation.model, f"{preparation.where}.select")
+    return partial(measure_chunks, make=make, workers=spec.parallelism)
+
+
+def _examples(context: StageContext, spec: CurateSpec, preparation: Preparation) -> Examples | None:
+    """Rows of the files that the textbook classifier learns from."""
+    block = spec.filters.textbook
+    if block is None or block.positive is None or block.negative is None:
+        return None
+
+    def rows(uri: str, name: str) -> Iterator[Row]:
+        path = f"{preparation.where}.filters.textbook.{name}"
+        _, parts = find_parts([SourceSpec(uri=uri)], None, spec.seed, path, context.plan.identities)
+        outcomes = (outcome for part in parts for outcome in read_part(part, preparation.form))
+        return (outcome.row for outcome in outcomes if outcome.row is not None)
+
+    return rows(block.positive, "positive"), rows(block.negative, "negative")
+
+
+@contextmanager
+def _judges(context: StageContext, spec: CurateSpec, where: str) -> Iterator[tuple[Answer | None, Answer | None]]:
+    """Who rates rows, and who names tags."""
+    judge = spec.filters.judge
+    tagger = spec.select.tags.tagger if spec.select is not None and spec.select.tags is not None else None
+    journal = f"{context.plan.workspace.uri}/{REPLIES}"
+    with ExitStack() as stack:
+        rating = stack.enter_context(judge_calls(judge, journal, f"{where}.filters.judge")) if judge else None
+        tags = stack.enter_context(judge_calls(tagger, journal, f"{where}.select.tags.tagger")) if tagger else None
+        yield rating.ask if rating else None, tags.ask if tags else None
+
+
+def _tag(answer: Answer | None) -> Any:
+    def tag(rows: list[Row], spec: Any) -> np.ndarray:
+        assert answer is not None, "there is a tagger where there is a spec of it"
+        return tag_rows(rows, spec, answer)[0]
+
+    return tag
+
+
+def _write(
+    context: StageContext, candidates: Candidates, preparation: Preparation, origins: list[Origin], order: np.ndarray | None
+) -> tuple[Tally, int]:
+    """Count all rows, and write those that stay: as they came, or in the order of the mix."""
+    tally = Tally(origins, [part.origin for part in preparation.parts], preparation.form)
+    schema = dataset_schema(preparation.form)
+    with DatasetWriter(context.output.folder, schema) as writer:
+        for table in candidates.tables():
+            own = table.filter(np.asarray(table["part"]) < preparation.own)
+            tally.add(own)
+            if order is None:
+                writer.write(own.filter(own["reason"].is_null()).select(schema.names))
+        if order is not None:
+            for start in range(0, len(order), WRITTEN_ROWS):
+                writer.write(candidates.take(order[start : start + WRITTEN_ROWS], schema.names))
+    return tally, tally.rows if order is None else len(order)
+
+
+def _publish(context: StageContext, card: dict[str, Any], origins: list[Origin], tally: Tally, rows: int) -> None:
+    output = context.output
+    (output.folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (output.folder / "card.html").write_text(render_html(card, context.node.name), encoding="utf-8")
     dropped = card["records"] - card["rows"]
-    context.output.metrics.update(
-        rows=card["rows"], dropped=dropped, sources=len(origins), characters=card["characters"]["total"]
-    )
-    context.output.details.update(rows=card["rows"], format=makes)
-    context.output.sources.extend(_lineage(context, origins, tally, first=0 if earlier is None else 1))
-    context.report.say(f"{card['rows']:,} rows kept, {dropped:,} dropped")
+    output.metrics.update(rows=rows, dropped=dropped, sources=len(origins), characters=card["characters"]["total"])
+    output.details.update(rows=rows, format=card["form"])
+    output.sources.extend(_lineage(context, origins, tally))
+    context.report.say(f"{rows:,} rows written, {dropped:,} records dropped")
 
 
 def _field_path(context: StageContext) -> str:
@@ -75,8 +211,9 @@ def _nothing_left(where: str, card: dict[str, Any]) -> str:
     )
 
 
-def _lineage(context: StageContext, origins: list[Origin], tally: Tally, first: int) -> list[dict[str, Any]]:
+def _lineage(context: StageContext, origins: list[Origin], tally: Tally) -> list[dict[str, Any]]:
     """What the manifest says of the external sources; an earlier dataset is there as an input already."""
+    first = 0 if context.input("dataset") is None else 1
     return [
         {"uri": origin.uri, "identity": context.plan.identities[origin.uri], "rows": tally.rows_of(i)}
         for i, origin in enumerate(origins)

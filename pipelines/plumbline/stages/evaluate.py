@@ -12,6 +12,7 @@ from plumbline.evaluation import report
 from plumbline.evaluation.benchmarks import BENCHMARKS
 from plumbline.evaluation.benchmarks.benchmark import Item
 from plumbline.evaluation.client import Question, Sampling, ask
+from plumbline.evaluation.contamination import Exposure, exposures
 from plumbline.evaluation.journal import Journal, Reply
 from plumbline.evaluation.lineage import Ancestor, ancestors
 from plumbline.evaluation.results import Results, Sample, conclude
@@ -47,7 +48,14 @@ def run(context: StageContext, spec: EvaluateSpec) -> None:
     samples = scored(asked, replies)
     candidate, *baselines = models
     context.report.say("comparing")
-    results = conclude(samples, candidate=candidate, baselines=baselines, gates=spec.gates, confidence=spec.confidence)
+    results = conclude(
+        samples,
+        candidate=candidate,
+        baselines=baselines,
+        gates=spec.gates,
+        confidence=spec.confidence,
+        exposures=_exposures(context, spec),
+    )
     setting = report.Setting(
         context.plan.name,
         context.node.name,
@@ -123,6 +131,11 @@ def _ask(context: StageContext, spec: EvaluateSpec, models: dict[str, Evaluated]
 def _lineage(context: StageContext) -> list[Ancestor]:
     candidate = context.input("model")
     return ancestors(candidate, context.plan.workspace) if candidate else []
+
+
+def _exposures(context: StageContext, spec: EvaluateSpec) -> dict[str, Exposure]:
+    models = [artifact for artifacts in context.inputs.values() for artifact in artifacts]
+    return exposures(spec.tasks, context.plan.identities, models, context.plan.workspace)
 
 
 def _publish(context: StageContext, spec: EvaluateSpec, results: Results) -> None:

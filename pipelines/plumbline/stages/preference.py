@@ -32,7 +32,7 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
     """One worker: the same on Ray Train, under torchrun and alone."""
     spec = job.spec
     tokenizer = load_tokenizer(job.reference)
-    rows = load_rows(job.dataset).select(["prompt", "chosen", "rejected"]).to_pylist()
+    rows = load_rows(job.dataset, "pairs").select(["prompt", "chosen", "rejected"]).to_pylist()
     model = build_trainable(job.reference, spec, job.where)
     engine = TrainEngine(model, spec.optimizer, world, spec.parallelism.sharding)
 

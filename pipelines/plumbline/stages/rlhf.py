@@ -100,7 +100,7 @@ def _prompts(job: RlhfJob, tokenizer: object) -> tuple[list[tuple[int, ...]], li
     """Prompts that leave room for an answer, and the reference answer of each."""
     prompts, references = [], []
     room = job.spec.max_length - job.spec.sampling.max_tokens
-    for messages in load_rows(job.dataset)["messages"].to_pylist():
+    for messages in load_rows(job.dataset, "messages")["messages"].to_pylist():
         tokens = tuple(encode_prompt(tokenizer, messages[:-1]))  # type: ignore[arg-type]
         if len(tokens) <= room:
             prompts.append(tokens)

@@ -30,8 +30,8 @@ def work(job: TrainingJob[SftSpec], world: World, report: ReportStep) -> None:
     """One worker: the same on Ray Train, under torchrun and alone."""
     spec = job.spec
     tokenizer = load_tokenizer(job.reference)
-    chats = load_rows(job.dataset)["messages"].to_pylist()
-    model = build_trainable(job.reference, spec, job.where, packing=spec.packing)
+    chats = load_rows(job.dataset, "messages")["messages"].to_pylist()
+    model = build_trainable(job.reference, spec, job.where, spec.packing, spec.embeddings)
     engine = TrainEngine(model, spec.optimizer, world, spec.parallelism.sharding)
 
     def encode(i: int) -> Sequence:

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 from safetensors.torch import save_file
 
 from plumbline.models.load import load_tokenizer
-from plumbline.models.reference import ModelReference
+from plumbline.models.reference import EMBEDDINGS, ModelReference
 from plumbline.stage import StageContext
 from plumbline.training.checkpoint import Checkpoint
+from plumbline.training.embeddings import trained_embeddings
 
 
 def export_model(context: StageContext, reference: ModelReference, checkpoint: Checkpoint) -> None:
-    """Write `adapter/` (PEFT form), `tokenizer/` (with chat template) and `metrics.jsonl`, and fill the manifest."""
+    """Write `adapter/` (PEFT form), `embeddings.safetensors`, `tokenizer/` (with chat template) and `metrics.jsonl`.
+
+    Also fills the manifest. What was not trained is handed on as the input model has it, if it has it.
+    """
     folder = context.output.folder
+    before = reference.adapter_folder()
     adapter = folder / "adapter"
-    adapter.mkdir()
-    save_file(
-        {name: t.contiguous() for name, t in sorted(checkpoint.adapter.items())}, adapter / "adapter_model.safetensors"
-    )
-    (adapter / "adapter_config.json").write_text(json.dumps(checkpoint.adapter_config, indent=1, sort_keys=True))
+    if checkpoint.adapter:
+        adapter.mkdir()
+        tensors = {name: t.contiguous() for name, t in sorted(checkpoint.adapter.items())}
+        save_file(tensors, adapter / "adapter_model.safetensors")
+        (adapter / "adapter_config.json").write_text(json.dumps(checkpoint.adapter_config, indent=1, sort_keys=True))
+    elif before is not None:
+        shutil.copytree(before, adapter)
+    embeddings = trained_embeddings(checkpoint.parameters, reference)
+    if embeddings is not None:
+        embeddings.save(folder / EMBEDDINGS)
     load_tokenizer(reference).save_pretrained(str(folder / "tokenizer"))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in checkpoint.history))
     context.output.metrics.update(checkpoint.history[-1])
@@ -31,6 +42,8 @@ def export_model(context: StageContext, reference: ModelReference, checkpoint: C
             "baseIdentity": context.plan.identities[reference.base],
             "adapter": {
                 key: checkpoint.adapter_config.get(key) for key in ("peft_type", "r", "lora_alpha", "target_modules")
-            },
+            }
+            if adapter.is_dir()
+            else None,
         }
     )

@@ -10,11 +10,13 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import nn
 from transformers import PreTrainedModel
 
+from plumbline.api.stages.sft import EmbeddingsSpec
 from plumbline.api.stages.training import AdapterSpec, TrainingSpec
 from plumbline.errors import InvalidInput
 from plumbline.models.load import load_base
 from plumbline.models.reference import ModelReference
 from plumbline.training.batch import MicroBatch, Sequence, collate
+from plumbline.training.embeddings import train_rows
 
 
 class TargetLogProbs(nn.Module):
@@ -83,7 +85,13 @@ class TargetLogProbs(nn.Module):
         return {name: p for name, p in self.peft_model.named_parameters() if p.requires_grad}
 
 
-def build_trainable(reference: ModelReference, spec: TrainingSpec, where: str, packing: bool = False) -> TargetLogProbs:
+def build_trainable(
+    reference: ModelReference,
+    spec: TrainingSpec,
+    where: str,
+    packing: bool = False,
+    embeddings: EmbeddingsSpec | None = None,
+) -> TargetLogProbs:
     """Load the base and put the adapter on it: the input model's own, or a new one.
 
     Args:
@@ -92,10 +100,12 @@ def build_trainable(reference: ModelReference, spec: TrainingSpec, where: str, p
             adapter's initialisation, and `max_length`.
         where: field path for error messages.
         packing: whether rows will hold several sequences.
+        embeddings: embedding rows to train too.
 
     Raises:
         InvalidInput: a new adapter is asked for although the model has one, its targets match nothing, sequences
-            exceed the model's positions, or the architecture computes what this forward does not.
+            exceed the model's positions, the embeddings cannot be trained, or the architecture computes what this
+            forward does not.
     """
     base = load_base(reference)
     base.requires_grad_(False)
@@ -111,6 +121,10 @@ def build_trainable(reference: ModelReference, spec: TrainingSpec, where: str, p
         )
     else:
         model = TargetLogProbs(PeftModel.from_pretrained(base, folder, is_trainable=True))
+    if embeddings is not None:
+        if embeddings.alone:
+            model.requires_grad_(False)  # an adapter that was there works on as it is; a new one is the identity
+        train_rows(model.peft_model, reference, embeddings, where)
     tolerance = 1e-3 if base.dtype == torch.float32 else 0.1
     own, packed = model.disagreement()
     kind = base.config.model_type
@@ -143,7 +157,8 @@ def _new_adapter(base: PreTrainedModel, spec: AdapterSpec, seed: int, name: str,
 
 def peft_names(model: PeftModel, adapter: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Parameter names → the names that PEFT files use."""
-    return dict(get_peft_model_state_dict(model, state_dict=adapter))
+    # By default PEFT asks the hub for the base's vocabulary, and adds whole embeddings where it was extended.
+    return dict(get_peft_model_state_dict(model, state_dict=adapter, save_embedding_layers=False))
 
 
 def _plain(value: Any) -> Any:

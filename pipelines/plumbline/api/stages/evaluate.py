@@ -72,6 +72,7 @@ class EvaluateSpec(StageSpec):
     }
     output: ClassVar = ArtifactType.REPORT
     program: ClassVar = "plumbline.stages.evaluate"
+    code_version: ClassVar = "2"
     names_inputs: ClassVar = True
     unfingerprinted: ClassVar = frozenset({"concurrency"})
 
@@ -92,6 +93,9 @@ class EvaluateSpec(StageSpec):
             for i, task in enumerate(self.tasks)
             if task.uri or task.benchmark == "skills"
         }
+
+    def benchmark_files(self) -> dict[str, tuple[str, str]]:
+        return {f"tasks[{i}].uri": (task.benchmark, task.uri) for i, task in enumerate(self.tasks) if task.uri}
 
     def problems(self) -> list[tuple[str, str]]:
         found = []

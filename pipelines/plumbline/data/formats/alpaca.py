@@ -1,39 +1,33 @@
-"""Stanford Alpaca (Taori et al. 2023): `instruction`, optional `input`, `output`; LLaMA-Factory's `history` and `system` too."""
+"""Stanford Alpaca (Taori et al. 2023): `instruction`, optional `input`, `output`; also LLaMA-Factory's `history`, `system`.
+
+Code Alpaca, GPT-4-LLM and WizardLM's and WizardCoder's evolved instructions are written in the same fields.
+"""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from plumbline.data.chat import Content, instruction_chat
-from plumbline.data.normalise import Reject
+from plumbline.data.chat import build_chat, history_turns, instruction_prompt, text_of
+from plumbline.data.row import Reject, Row
 
 FIELDS = "instruction, output, optional input, history, system"
 
-_NO_INPUT = re.compile(r"\W*no\W*input(\s+(required|needed))?\W*", re.IGNORECASE)
-
 
 def recognise(record: dict[str, Any]) -> bool:
-    """Whether the record has an instruction and an output."""
-    return "instruction" in record and "output" in record
+    """Whether the record has an instruction and one output."""
+    return "instruction" in record and "output" in record and not isinstance(record["output"], list)
 
 
-def convert(record: dict[str, Any]) -> Content:
-    """One user turn (instruction, blank line, input) and the answer. "No input" and "<noinput>" in words mean none.
+def convert(record: dict[str, Any]) -> Row:
+    """One user turn (instruction, blank line, input) and the answer.
 
     Raises:
         Reject: an empty instruction or answer, or a field that is not text.
     """
-    if "instruction" not in record or "output" not in record:
-        raise Reject("missing field", "instruction" if "instruction" not in record else "output")
-    extra = record.get("input")
-    if isinstance(extra, str) and _NO_INPUT.fullmatch(extra.strip()):
-        extra = None
-    earlier: list[tuple[str, Any]] = []
-    if record.get("system"):
-        earlier.append(("system", record["system"]))
-    for exchange in record.get("history") or []:
-        if not isinstance(exchange, list) or len(exchange) != 2:
-            raise Reject("malformed history", "a list of [prompt, answer] is expected")
-        earlier += [("user", exchange[0]), ("assistant", exchange[1])]
-    return {"messages": instruction_chat(record["instruction"], extra, record["output"], earlier)}
+    for name in ("instruction", "output"):
+        if name not in record:
+            raise Reject("missing field", name)
+    earlier = history_turns(record.get("history"), record.get("system"))
+    prompt = instruction_prompt(record["instruction"], record.get("input"))
+    chat = build_chat([*earlier, ("user", prompt), ("assistant", record["output"])])
+    return Row({"messages": chat}, instruction=text_of(record["instruction"]))

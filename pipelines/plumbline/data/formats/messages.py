@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from plumbline.data.chat import Content, build_chat, looks_like_turns, turns_of
-from plumbline.data.normalise import Reject
+from plumbline.data.chat import build_chat, looks_like_turns, turns_of
+from plumbline.data.row import Row
 
 FIELDS = "messages [{role, content}]"
 
@@ -15,13 +15,10 @@ def recognise(record: dict[str, Any]) -> bool:
     return looks_like_turns(record.get("messages"), "role")
 
 
-def convert(record: dict[str, Any]) -> Content:
-    """The messages as a chat; see `build_chat` for what is repaired and what is rejected.
+def convert(record: dict[str, Any]) -> Row:
+    """The messages as a chat; see `build_chat` for what is repaired and what is rejected. Weights of turns are ignored.
 
     Raises:
-        Reject: tool turns and other unknown roles, an empty turn, roles that do not alternate, no answer, and chats that
-            the data itself labels as bad (KTO's `label: false`), which no model should be trained to say.
+        Reject: tool turns and other unknown roles, an empty turn, roles that do not alternate, no answer.
     """
-    if record.get("label") is False:
-        raise Reject("labelled as bad", "label: false")
-    return {"messages": build_chat(turns_of(record.get("messages")))}
+    return Row({"messages": build_chat(turns_of(record.get("messages")))})

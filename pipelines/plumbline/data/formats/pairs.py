@@ -1,55 +1,62 @@
-"""Preference pairs, as TRL, LLaMA-Factory and Anthropic HH write them.
+"""Preference pairs in the fields of TRL, LLaMA-Factory and Stack Exchange.
 
 - `prompt`, `chosen`, `rejected`: each a string or a list of messages; answers may repeat the prompt (UltraFeedback);
 - `conversations` and `chosen`/`rejected` as one `{from, value}` turn each (LLaMA-Factory);
-- `chosen` and `rejected` as whole chats: lists of messages, or `\\n\\nHuman: …\\n\\nAssistant: …` transcripts (Anthropic HH).
-  The turns that both share are the prompt.
+- `chosen` and `rejected`, or `chosen_messages` and `rejected_messages`, as whole chats: what both share is the prompt;
+- `question`, `response_j` (the better one), `response_k` (Stack Exchange).
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from plumbline.data.chat import Content, build_chat, turns_of
-from plumbline.data.normalise import Reject
+from plumbline.data.chat import Turns, build_chat, said_by, turns_of
+from plumbline.data.row import Reject, Row
 
-FIELDS = "chosen, rejected, optional prompt or conversations"
+FIELDS = (
+    "chosen, rejected, optional prompt or conversations; or chosen_messages, rejected_messages; or response_j, response_k"
+)
 
-_HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-
-Turns = list[tuple[Any, Any]]
+_SPELLINGS = (("chosen", "rejected"), ("chosen_messages", "rejected_messages"), ("response_j", "response_k"))
 
 
 def recognise(record: dict[str, Any]) -> bool:
-    """Whether the record has a chosen and a rejected answer."""
-    return "chosen" in record and "rejected" in record
+    """Whether the record has a better and a worse answer."""
+    return any(better in record and worse in record for better, worse in _SPELLINGS)
 
 
-def convert(record: dict[str, Any]) -> Content:
+def convert(record: dict[str, Any]) -> Row:
     """The pair as three lists of messages: `prompt` (up to a user turn), `chosen` and `rejected` (one answer each).
 
     Raises:
         Reject: an empty prompt or answer, equal answers, an unknown role, roles that do not alternate.
     """
+    better, worse = next((names for names in _SPELLINGS if names[0] in record), _SPELLINGS[0])
     prompt = _prompt(record)
-    chosen = build_chat(_whole(prompt, record.get("chosen"), "chosen"))
-    rejected = build_chat(_whole(prompt, record.get("rejected"), "rejected"))
-    if chosen == rejected:
+    return pair(*(_whole(prompt, record.get(name), name) for name in (better, worse)))
+
+
+def pair(chosen: Turns, rejected: Turns) -> Row:
+    """The row of two whole chats that differ in the last answer.
+
+    Raises:
+        Reject: they are equal, differ earlier, or one is no chat.
+    """
+    good, bad = build_chat(chosen), build_chat(rejected)
+    if good == bad:
         raise Reject("chosen equals rejected")
-    if chosen[:-1] != rejected[:-1]:
+    if good[:-1] != bad[:-1]:
         raise Reject("prompts differ", "chosen and rejected do not share all turns before the answer")
-    return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
+    return Row({"prompt": good[:-1], "chosen": good[-1:], "rejected": bad[-1:]})
 
 
 def _prompt(record: dict[str, Any]) -> Turns:
     """Turns before the answers; none where the answers hold the whole chat."""
+    question = record.get("prompt", record.get("question"))
     if "conversations" in record:
         turns = turns_of(record["conversations"])
-    elif isinstance(record.get("prompt"), str):
-        turns = [("user", record["prompt"])]
-    elif record.get("prompt") is not None:
-        turns = turns_of(record["prompt"])
+    elif question is not None:
+        turns = said_by("user", question)
     else:
         return []
     if record.get("system"):
@@ -61,17 +68,7 @@ def _whole(prompt: Turns, answer: Any, field: str) -> Turns:
     """The chat that ends with this answer."""
     if answer is None:
         raise Reject("missing field", field)
-    if isinstance(answer, str):
-        if prompt:
-            return [*prompt, ("assistant", answer)]
-        turns = _transcript(answer)
-    else:
-        turns = turns_of([answer] if isinstance(answer, dict) else answer)
+    turns = said_by("assistant", answer)
+    if not prompt and len(turns) == 1:
+        raise Reject("empty prompt", "there is no prompt, and the answers hold none")
     return turns if turns[: len(prompt)] == prompt else [*prompt, *turns]
-
-
-def _transcript(text: str) -> Turns:
-    pieces = _HH_TURN.split(text)
-    if len(pieces) < 3 or pieces[0].strip():
-        raise Reject("empty prompt", "there is no prompt, and the answers are not Human/Assistant transcripts")
-    return list(zip(pieces[1::2], pieces[2::2], strict=True))

@@ -20,11 +20,16 @@ class Item:
         id: stable for given files, unique in its task.
         prompt: chat messages with `role` and `content`.
         reference: the right answer.
+        texts: what is the question's own, without instructions, in one or more wordings: whoever has read one of them knows
+            the question. Without any, it is the last turn of the prompt.
+        code: the program that is asked for, if one is.
     """
 
     id: str
     prompt: list[Message]
     reference: str
+    texts: tuple[str, ...] = ()
+    code: str = ""
 
 
 @dataclass(frozen=True)

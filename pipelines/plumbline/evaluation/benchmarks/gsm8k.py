@@ -33,7 +33,7 @@ def load(task: TaskSpec) -> list[Item]:
         reference = strict_number(answer)
         if reference is None:
             raise row.refuse(EXPECTED)
-        items.append(Item(row.id, user(f"{question}\n\n{INSTRUCTION}"), reference))
+        items.append(Item(row.id, user(f"{question}\n\n{INSTRUCTION}"), reference, (question,)))
     return select(items, task)
 
 

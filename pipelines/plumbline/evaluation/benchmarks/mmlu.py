@@ -16,6 +16,9 @@ from plumbline.evaluation.benchmarks.files import csv_rows
 LETTERS = "ABCD"
 EXPECTED = "six columns without a header: question, choice A, choice B, choice C, choice D, letter (A, B, C or D)"
 
+TELLING_WORDS = 12
+"""A question of so many words stands for itself, without its choices."""
+
 _LETTER = re.compile(r"(?<![\w'’-])([A-D])(?![\w'’-])")
 
 
@@ -41,7 +44,7 @@ def load(task: TaskSpec) -> list[Item]:
                 *lines,
             ]
         )
-        items.append(Item(row.id, user(prompt), letter.strip()))
+        items.append(Item(row.id, user(prompt), letter.strip(), _texts(question.strip(), lines)))
     return select(items, task)
 
 
@@ -50,6 +53,12 @@ def score(reply: str, item: Item) -> Score:
     found = _LETTER.search(reply)
     letter = found.group(1) if found else None
     return Score(float(letter == item.reference), letter)
+
+
+def _texts(question: str, lines: list[str]) -> tuple[str, ...]:
+    """The question with its choices; also alone, unless it is no more than a phrase like "Which of these is true?"."""
+    alone = (question,) if len(question.split()) >= TELLING_WORDS else ()
+    return ("\n".join([question, *lines]), *alone)
 
 
 def subject(file: str) -> str:

@@ -1,0 +1,1 @@
+"""Blocks of `curate`, one file each."""

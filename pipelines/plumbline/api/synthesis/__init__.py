@@ -1,0 +1,1 @@
+"""Blocks of `synthesize`: who answers, how calls are made, and one block per method."""

@@ -1,0 +1,121 @@
+"""Rows rated by a judge behind an endpoint (AlpaGasus, Chen et al. 2023, arXiv 2307.08701)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from plumbline.api.curation.filters import AnnotateSpec, JudgeSpec, RatingSpec
+from plumbline.api.stages.synthesize import JUDGE_KEY
+from plumbline.data.filters.words import learned
+from plumbline.data.row import Reject, Row
+from plumbline.data.synthesis.budget import Budget
+from plumbline.data.synthesis.calls import Calls
+from plumbline.data.synthesis.endpoint import Endpoint
+from plumbline.data.synthesis.pace import Pace
+from plumbline.data.synthesis.program import Request, Sampling, ask
+from plumbline.errors import InvalidInput
+from plumbline.evaluation.journal import Journal, Reply
+from plumbline.evaluation.judges.rating import ACCURACY, EDUCATION, rating_prompt, read_rating
+
+Answer = Callable[[Sequence[Request]], list[Reply]]
+"""Requests → one reply each."""
+
+
+@contextmanager
+def judge_calls(
+    spec: JudgeSpec, journal_uri: str, where: str, on_reply: Callable[[], None] = lambda: None
+) -> Iterator[Calls]:
+    """Calls to a judge; what the journal knows is not asked again.
+
+    Args:
+        spec: which judge.
+        journal_uri: folder of paid replies; may be shared by judges and runs.
+        where: field path of the block, for messages.
+        on_reply: called after each reply.
+
+    Raises:
+        InvalidInput: the key is missing, or (on use) the endpoint refuses us for good.
+        PlumblineError: (on use) the endpoint does not answer any more; every reply so far is kept.
+    """
+    key = None
+    if spec.key_secret is not None and not (key := os.environ.get(JUDGE_KEY, "").strip()):
+        raise InvalidInput(
+            f"{where}.keySecret: the environment variable {JUDGE_KEY} is not set. In a cluster it holds `apiKey` of the "
+            f"Secret "
+            f"'{spec.key_secret}'; for a local run set it to the endpoint's key"
+        )
+    pace = Pace(spec.calls.requests_per_minute, spec.calls.tokens_per_minute)
+    endpoint = Endpoint(spec.endpoint, spec.model, where=where, key=key, pace=pace, timeout=spec.calls.timeout_seconds)
+    identity = f"{spec.endpoint} {spec.model}"
+    with (
+        Journal(journal_uri) as journal,
+        Calls(
+            lambda of_judge: endpoint,
+            (identity, identity),
+            journal,
+            Budget(spec.token_budget),
+            spec.calls.concurrency,
+            on_reply,
+        ) as calls,
+    ):
+        yield calls
+
+
+def rate(rows: Sequence[Row], judge: JudgeSpec, answer: Answer, rubric: str = ACCURACY) -> list[float | Reject]:
+    """The judge's ratings, 0 to 5, or for a row why there is none.
+
+    Args:
+        rows: of any form; of a preference the better answer is rated, of a chat the last one after all that comes before.
+        judge: how long its verdicts may be.
+        answer: asks it.
+        rubric: completes "Rate …".
+    """
+    sampling = Sampling(0.0, judge.max_tokens, seed=0)
+    replies = answer([ask(rating_prompt(*_parts(row), rubric), sampling, judge=True) for row in rows])
+    return [_rating(reply) for reply in replies]
+
+
+def filter_by_rating(rows: Sequence[Row], spec: RatingSpec, judge: JudgeSpec, answer: Answer) -> list[Row | Reject]:
+    """Rows rated `min_score` or higher, each with its rating as `score`; for the others why they are dropped."""
+    kept: list[Row | Reject] = []
+    for row, rating in zip(rows, rate(rows, judge, answer, spec.rubric or ACCURACY), strict=True):
+        if isinstance(rating, Reject):
+            kept.append(rating)
+        elif rating < spec.min_score:
+            kept.append(Reject("rated low by the judge", f"{rating:g}"))
+        else:
+            kept.append(replace(row, score=rating))
+    return kept
+
+
+def label(rows: Sequence[Row], spec: AnnotateSpec, judge: JudgeSpec, answer: Answer) -> list[tuple[Row, bool]]:
+    """Rows as examples for the textbook classifier, positive from `good_from` on; those without a rating are left out."""
+    ratings = rate(rows, judge, answer, spec.rubric or EDUCATION)
+    return [(row, rating >= spec.good_from) for row, rating in zip(rows, ratings, strict=True) if isinstance(rating, float)]
+
+
+def _rating(reply: Reply) -> float | Reject:
+    if reply.problem is not None:
+        return Reject(f"not judged: {reply.problem}", reply.text[:200])
+    if reply.finish_reason == "length":
+        return Reject("unreadable verdict", f"cut off: …{reply.text[-80:]}")
+    rating = read_rating(reply.text)
+    return Reject("unreadable verdict", f"…{reply.text[-80:]}") if rating is None else rating
+
+
+def _parts(row: Row) -> tuple[str, str]:
+    """(request, answer) that are shown to the judge."""
+    if "text" in row.content:
+        return "", row.content["text"]
+    if "messages" in row.content:
+        *before, last = row.content["messages"]
+        answer = last["content"]
+    else:
+        before = row.content["prompt"]
+        answer = "\n".join(learned(row) or row.answers[:1])  # a bad labelled answer is rated too
+    single = [turn["content"] for turn in before]
+    request = single[0] if len(single) == 1 else "\n".join(f"{turn['role']}: {turn['content']}" for turn in before)
+    return request, answer

@@ -1,0 +1,39 @@
+"""Single answers with a verdict (KTO, Ethayarajh et al. 2024): `label` and `messages`, or `prompt` and `completion`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plumbline.data.chat import answer_turn, build_chat, build_prompt, said_by, turns_of
+from plumbline.data.row import Reject, Row
+
+FIELDS = "label (true or false) with messages, or with prompt and completion"
+
+_WORDS = {"true": True, "false": False}
+
+
+def recognise(record: dict[str, Any]) -> bool:
+    """Whether the record has an answer and a verdict."""
+    has_answer = "messages" in record or ("prompt" in record and "completion" in record)
+    return has_answer and _verdict(record.get("label")) is not None
+
+
+def convert(record: dict[str, Any]) -> Row:
+    """The prompt, the answer and whether it is good.
+
+    Raises:
+        Reject: no verdict, an empty prompt or answer, an unknown role, roles that do not alternate.
+    """
+    label = _verdict(record.get("label"))
+    if label is None:
+        raise Reject("no verdict", f"label: {record.get('label')!r}"[:40])
+    if "messages" in record:
+        chat = build_chat(turns_of(record["messages"]))
+        return Row({"prompt": chat[:-1], "completion": chat[-1:], "label": label})
+    prompt = build_prompt(said_by("user", record.get("prompt")))
+    return Row({"prompt": prompt, "completion": answer_turn(record.get("completion")), "label": label})
+
+
+def _verdict(value: Any) -> bool | None:
+    """CSV has verdicts in words."""
+    return value if isinstance(value, bool) else _WORDS.get(value.strip().lower()) if isinstance(value, str) else None

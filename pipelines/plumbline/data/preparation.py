@@ -1,0 +1,162 @@
+"""What is done to rows one by one, in the Ray task that reads them: repairs, filters, and the columns that decide later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+
+import pyarrow as pa
+
+from plumbline.api.stages.curate import CurateSpec
+from plumbline.data.deduplication.key import key_texts
+from plumbline.data.deduplication.minhash import band_hashes, settings_of
+from plumbline.data.filters import BatchFilter, RowFilter, make_batch_filters, make_filters
+from plumbline.data.filters.programming import PROGRAMMING, mark_programming
+from plumbline.data.normalise import KEY_BYTES, Count, make_normaliser, row_key
+from plumbline.data.row import Chat, Form, Reject, Row
+from plumbline.data.rows import TABLE_ROWS, Annotation, Outcome, tabulate, working_schema
+from plumbline.data.sources import EXCERPT, Part, read_part
+from plumbline.models.reference import ModelReference
+
+SEPARATOR = "\n"
+"""Between the texts of a row that are compared as one."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Work on parts. It is sent to Ray's tasks.
+
+    Attributes:
+        parts: the parts of the sources, then those that rows are only compared with.
+        own: how many of them are the sources'.
+        form: what the rows hold.
+        spec: of the stage.
+        where: its field path, for messages.
+        model: whose tokenizer counts tokens.
+        checks: further columns, such as what a row has in common with benchmarks.
+    """
+
+    parts: tuple[Part, ...]
+    own: int
+    form: Form
+    spec: CurateSpec
+    where: str
+    model: ModelReference
+    checks: tuple[Annotation, ...] = ()
+
+    @property
+    def annotations(self) -> tuple[Annotation, ...]:
+        """Columns that deduplication, decontamination and mixing go by."""
+        key = self.spec.deduplicate.key
+
+        def compared(rows: list[Row]) -> list[str]:
+            return [SEPARATOR.join(key_texts(row, key)) for row in rows]
+
+        def keys(rows: list[Row]) -> pa.Array:
+            return pa.array([row_key(key_texts(row, key)) for row in rows], pa.binary(KEY_BYTES))
+
+        found = [
+            Annotation(pa.field("key", pa.binary(KEY_BYTES)), keys),
+            Annotation(pa.field("compared", pa.int32()), lambda rows: pa.array(map(len, compared(rows)), pa.int32())),
+            Annotation(
+                pa.field("programming", pa.bool_()), lambda rows: pa.array([row.category == PROGRAMMING for row in rows])
+            ),
+        ]
+        if self.spec.deduplicate.minhash is not None:
+            settings = settings_of(self.spec.deduplicate.minhash)
+            kind = pa.binary(8 * settings.bands)
+
+            def bands(rows: list[Row]) -> pa.Array:
+                hashes = band_hashes(compared(rows), settings)
+                return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(hashes.tobytes())])
+
+            found.append(Annotation(pa.field("bands", kind), bands))
+        return (*found, *self.checks)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the tables."""
+        return working_schema(self.form, self.annotations)
+
+    def tables(self, ordinal: int) -> Iterator[pa.Table]:
+        """The working tables of one part.
+
+        Raises:
+            PlumblineError: see `read_part`; or a model that a filter needs cannot be used.
+        """
+        yield from tabulate(self._outcomes(ordinal), self.form, ordinal, self.annotations)
+
+    def _outcomes(self, ordinal: int) -> Iterator[Outcome]:
+        spec = self.spec
+        count = _counter(self.model) if spec.normalise.max_tokens is not None else None
+        normalise = make_normaliser(spec.normalise, count)
+        if ordinal >= self.own:  # only compared with: as it is, so that it is recognised
+            yield from self._refined(read_part(self.parts[ordinal], self.form), normalise, [])
+            return
+        filters = [*make_filters(spec.filters), ("category", mark_programming)]
+        refined = self._refined(read_part(self.parts[ordinal], self.form), normalise, filters)
+        # The textbook classifier is trained once all rows are there.
+        alone = spec.filters.model_copy(update={"textbook": None})
+        batch_filters = make_batch_filters(alone, f"{self.where}.filters")
+        while batch := list(islice(refined, TABLE_ROWS)):
+            yield from _filtered(batch, batch_filters)
+
+    def _refined(
+        self,
+        outcomes: Iterator[Outcome],
+        normalise: Callable[[Row], Iterator[Row | Reject]],
+        filters: Sequence[tuple[str, RowFilter]],
+    ) -> Iterator[Outcome]:
+        for outcome in outcomes:
+            if outcome.row is None:
+                yield outcome
+                continue
+            for row in normalise(outcome.row):
+                try:
+                    yield replace(outcome, row=self._checked(row, filters))
+                except Reject as reject:
+                    yield _dropped(outcome, reject, outcome.row)
+
+    def _checked(self, row: Row | Reject, filters: Sequence[tuple[str, RowFilter]]) -> Row:
+        if isinstance(row, Reject):
+            raise row
+        characters = sum(map(len, row.texts))
+        if characters > self.spec.max_characters:
+            raise Reject("too long", f"{characters} characters")
+        for _, apply in filters:
+            row = apply(row)
+        return row
+
+
+def _filtered(outcomes: list[Outcome], filters: Sequence[tuple[str, BatchFilter]]) -> list[Outcome]:
+    for _, apply in filters:
+        good = [outcome for outcome in outcomes if outcome.row is not None]
+        answers = iter(apply([outcome.row for outcome in good if outcome.row is not None]))
+        outcomes = [outcome if outcome.row is None else _answered(outcome, next(answers)) for outcome in outcomes]
+    return outcomes
+
+
+def _answered(outcome: Outcome, answer: Row | Reject) -> Outcome:
+    assert outcome.row is not None
+    return _dropped(outcome, answer, outcome.row) if isinstance(answer, Reject) else replace(outcome, row=answer)
+
+
+def _dropped(outcome: Outcome, reject: Reject, row: Row) -> Outcome:
+    text = " / ".join(row.texts)
+    excerpt = f"{reject.detail}; {text}" if reject.detail else text
+    return replace(outcome, row=None, reason=reject.reason, excerpt=excerpt[:EXCERPT])
+
+
+@lru_cache(maxsize=1)
+def _counter(model: ModelReference) -> Count:
+    """Tokens of a chat, as training will see it. Kept by the worker process for its next part."""
+    from plumbline.models.load import load_tokenizer  # imports torch
+
+    tokenizer = load_tokenizer(model)
+
+    def count(chat: Chat) -> int:
+        return len(tokenizer.apply_chat_template(list(chat), tokenize=True)["input_ids"])
+
+    return count

@@ -1,0 +1,32 @@
+"""What reading a file gives: records, or what is there instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+MAX_RECORD = 64 << 20
+"""Bytes of one record (a line, an element, a document). Longer ones are refused without being held in memory."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A line that holds no record: why, and how it begins."""
+
+    reason: str
+    excerpt: str
+
+
+Item = tuple[int, int, dict[str, Any] | Broken]
+"""Record index from 0, line number from 1 (in Parquet the row number), the record."""
+
+
+def plain(error: BaseException) -> str:
+    """An error of a parser in a few words."""
+    return str(error).splitlines()[0].split(": line ")[0] if str(error) else type(error).__name__
+
+
+def excerpt(text: str, length: int = 80) -> str:
+    """The beginning of a text in one line."""
+    line = " ".join(text[: 2 * length].encode(errors="replace").decode().split())
+    return line if len(line) <= length else line[:length] + "…"

@@ -1,0 +1,235 @@
+"""One call to an OpenAI-compatible endpoint, with all that can go wrong: the one file of synthesis that speaks HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+
+from plumbline.data.synthesis import tokens
+from plumbline.data.synthesis.pace import Pace
+from plumbline.data.synthesis.program import Request
+from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.evaluation.journal import Reply
+
+DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before each further try of one call
+RUBBISH_TRIES = 3  # of a call whose answers come with status 200 and are none
+LONGEST_WAIT = 600.0  # seconds that a server may ask to wait; longer is another attempt's business
+MOST_BYTES = 16 * 2**20  # of one answer: 4 million tokens
+TOO_LONG = "context_length_exceeded"  # OpenAI's error code
+NO_COMPLETION, FAILED = "no chat completion", "the teacher failed"
+REFUSED, DOES_NOT_FIT = "refused by the teacher", "does not fit the teacher's context"
+"""Problems of a call that brought no answer."""
+PASSING = {408, 409, 425, 429, *range(500, 600)}  # statuses that another try may change
+
+
+class Endpoint:
+    """A model behind an OpenAI-compatible API.
+
+    Args:
+        url: base URL, such as `https://api.openai.com/v1`.
+        model: its name there.
+        where: field path of its block in the run, for messages.
+        key: sent as bearer token, to this URL only; no message ever shows it.
+        pace: its rate limits.
+        timeout: seconds that one try may take.
+        remote: reached through the proxy that the environment names, if it names one.
+        delays: seconds before each further try.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        where: str,
+        key: str | None = None,
+        pace: Pace | None = None,
+        timeout: float = 600.0,
+        remote: bool = True,
+        delays: Sequence[float] = DELAYS,
+    ) -> None:
+        self._url = f"{url.rstrip('/')}/chat/completions"
+        self._model, self.where = model, where
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._pace = pace or Pace(None, None)
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=min(30.0, timeout))
+        self._remote, self._delays = remote, delays
+        self._limit_name = "max_tokens"
+
+    def session(self) -> aiohttp.ClientSession:
+        """Connections to this endpoint."""
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=self._remote)
+
+    async def complete(self, session: aiohttp.ClientSession, request: Request) -> Reply:
+        """Ask until there is an answer that another try would not change.
+
+        Returns:
+            The reply with the tokens that all its tries took; one with a `problem` where this call failed and others may not.
+
+        Raises:
+            InvalidInput: every call would fail: wrong key, unknown model.
+            PlumblineError: the server wants no more calls now.
+        """
+        wasted = [0, 0]
+        rubbish = failures = 0
+        waited = 0.0
+        while True:
+            delay = 0.0
+            try:
+                status, headers, text = await self._post(session, request)
+            except TimeoutError:
+                problem = f"no whole answer in {self._timeout.total:g} s"
+            except aiohttp.InvalidURL as error:
+                raise InvalidInput(f"{self.where}.endpoint: '{self._url}' is no URL; give http(s)://HOST/…/v1") from error
+            except aiohttp.ClientError as error:
+                problem = f"{type(error).__name__}: {error}"
+            else:
+                if status == 200:
+                    reply = read_reply(request, text)
+                    if reply.problem is None or (rubbish := rubbish + 1) == RUBBISH_TRIES:
+                        self._pace.give_back(_longest(request) - reply.prompt_tokens - reply.completion_tokens)
+                        return _with_waste(reply, wasted)
+                    wasted = [wasted[0] + reply.prompt_tokens, wasted[1] + reply.completion_tokens]
+                    problem = f"{NO_COMPLETION}: {text[:200]}"
+                elif status in PASSING:
+                    problem = self._problem(status, text)
+                    delay = self._asked_to_wait(status, headers, text)
+                    if delay:
+                        self._pace.silence(delay)
+                        waited += delay
+                elif self._is_renamed_limit(text):
+                    continue
+                else:
+                    return _with_waste(self._refusal(status, text), wasted)
+            failures += not delay or waited > LONGEST_WAIT  # a wait that the server asked for is no failed try
+            if failures > len(self._delays):
+                return _with_waste(Reply(f"{problem} ({failures} tries)", "", problem=FAILED), wasted)
+            await asyncio.sleep(delay or self._delays[failures - 1])
+
+    async def _post(self, session: aiohttp.ClientSession, request: Request) -> tuple[int, Any, str]:
+        await asyncio.sleep(self._pace.turn(_longest(request)))
+        while silent := self._pace.silent():
+            await asyncio.sleep(silent)
+        sampling = asdict(request.sampling)
+        limit = sampling.pop("max_tokens")
+        if not sampling["presence_penalty"]:
+            del sampling["presence_penalty"]  # some servers refuse what they do not know, even at its default
+        body = {"model": self._model, "messages": request.messages, "stream": False, self._limit_name: limit, **sampling}
+        body["seed"] = request.seed
+        # A redirect would take the key to where the run does not say.
+        async with session.post(
+            self._url, json=body, headers=self._headers, timeout=self._timeout, allow_redirects=False
+        ) as response:
+            raw = bytearray()
+            async for chunk in response.content.iter_chunked(1 << 16):
+                raw += chunk
+                if len(raw) > MOST_BYTES:
+                    return response.status, response.headers, ""
+            return response.status, response.headers, raw.decode(errors="replace")
+
+    def _asked_to_wait(self, status: int, headers: Any, text: str) -> float:
+        """Seconds that the server asks to wait; 0 where it does not.
+
+        Raises:
+            PlumblineError: too long to wait here, or the account is empty.
+        """
+        if status == 429 and "insufficient_quota" in (error_field(text, "code"), error_field(text, "type")):
+            raise PlumblineError(
+                f"{self.where}: {self._problem(status, text)}; every answer so far is kept: run again later"
+            )
+        seconds = retry_after(headers.get("Retry-After"), datetime.now(UTC))
+        if seconds > LONGEST_WAIT:
+            raise PlumblineError(
+                f"{self.where}: the server asks to wait {seconds:.0f} s ({self._problem(status, text)}); "
+                "every answer so far is kept: run again later"
+            )
+        return seconds
+
+    def _is_renamed_limit(self, text: str) -> bool:
+        """Whether the server wants OpenAI's newer name of `max_tokens`; it is used from now on."""
+        renamed = self._limit_name == "max_tokens" and error_field(text, "param") == "max_tokens"
+        if renamed and error_field(text, "code") == "unsupported_parameter":
+            self._limit_name = "max_completion_tokens"
+            return True
+        return False
+
+    def _refusal(self, status: int, text: str) -> Reply:
+        """A refusal of this call.
+
+        Raises:
+            InvalidInput, PlumblineError: it concerns every call.
+        """
+        problem = self._problem(status, text)
+        if status == 401:
+            key = "refuses the key" if self._headers else "wants a key"
+            raise InvalidInput(f"{self.where}.keySecret: {self._url} {key}: {problem}; name a Secret with a valid one")
+        if status == 402:
+            raise PlumblineError(f"{self.where}: {problem}; every answer so far is kept: run again with credit")
+        if status == 404:
+            raise InvalidInput(f"{self.where}: {self._url} has no model '{self._model}': {problem}; name one that it has")
+        return Reply(problem, "", problem=DOES_NOT_FIT if error_field(text, "code") == TOO_LONG else REFUSED)
+
+    def _problem(self, status: int, text: str) -> str:
+        """What the server said, without the key, should it repeat it."""
+        said = error_field(text, "message") or " ".join(text.split())
+        key = self._headers.get("Authorization", "").removeprefix("Bearer ")
+        return f"HTTP {status}: {(said.replace(key, '…') if key else said)[:200]}"
+
+
+def read_reply(request: Request, text: str) -> Reply:
+    """The body of an answer with status 200 as a reply; rubbish becomes one with a `problem`, and its tokens are guessed."""
+    limit = request.sampling.max_tokens
+    try:
+        body = json.loads(text)
+        choice = body["choices"][0]
+        content, reason = choice["message"]["content"], choice.get("finish_reason")
+        if not isinstance(content, str | None):
+            raise TypeError(f"content is {type(content).__name__}")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        prompt, answer = tokens.count(request.messages, text, limit, None)
+        return Reply(text[:500], "", prompt, min(answer, limit), NO_COMPLETION)
+    prompt, answer = tokens.count(request.messages, content or "", limit, body.get("usage"))
+    return Reply(content or "", reason if isinstance(reason, str) else "stop", prompt, answer)
+
+
+def retry_after(value: str | None, now: datetime) -> float:
+    """Seconds that a Retry-After header asks for (RFC 9110: seconds, or a date); 0 for none and for nonsense."""
+    if not value:
+        return 0.0
+    try:
+        return max(0.0, float(value)) if value.strip()[0].isdigit() else _until(value, now)
+    except ValueError:
+        return 0.0
+
+
+def _until(value: str, now: datetime) -> float:
+    when = parsedate_to_datetime(value)
+    return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - now).total_seconds())
+
+
+def error_field(text: str, name: str) -> str | None:
+    """A field of OpenAI's error object, None where the text has another form."""
+    try:
+        value: Any = json.loads(text)["error"][name]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def _longest(request: Request) -> int:
+    """Tokens that a rate limit should expect: servers count the answer's limit as used until it is there."""
+    return tokens.prompt_estimate(request.messages) + request.sampling.max_tokens
+
+
+def _with_waste(reply: Reply, wasted: Sequence[int]) -> Reply:
+    if not any(wasted):
+        return reply
+    prompt, answer = reply.prompt_tokens + wasted[0], reply.completion_tokens + wasted[1]
+    return Reply(reply.text, reply.finish_reason, prompt, answer, reply.problem)
