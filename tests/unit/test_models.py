@@ -172,9 +172,21 @@ def test_a_remote_model_is_fetched_once_and_again_when_it_changes(
     assert {file.name for file in folder.iterdir()} == set(FILES)
     assert folder.is_relative_to(tmp_path / "cache")
     assert base_folder(uri) == folder
+    assert base_folder(uri, weights=False) == folder, "what is there with its weights will do"
     assert load_tokenizer(ModelReference(uri)).chat_template
     filesystem.pipe_file(f"{path}/generation_config.json", b"{} ")
     assert base_folder(uri) != folder
+
+
+def test_a_tokenizer_needs_no_weights(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    uri = f"memory://{uuid.uuid4().hex}/model"
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    for file in model.iterdir():
+        filesystem.pipe_file(f"{path}/{file.name}", file.read_bytes())
+    assert load_tokenizer(ModelReference(uri)).chat_template
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert load_base(ModelReference(uri)).num_parameters() > 0
 
 
 @pytest.fixture

@@ -16,12 +16,18 @@ from plumbline.external import TINY, model_identity, tiny_folder
 from plumbline.models.embeddings import Embeddings
 from plumbline.models.reference import ModelReference
 
-WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+WEIGHTS = "*.safetensors"
+WANTED = ("*.json", WEIGHTS, "*.jinja", "*.model", "*.txt")
 """What is fetched of a model: no weights in formats that can run code, no code."""
 
 
-def base_folder(base: str, revision: str | None = None) -> Path:
+def base_folder(base: str, revision: str | None = None, weights: bool = True) -> Path:
     """A local folder in Hugging Face form with the base model; hub and remote ones are fetched.
+
+    Args:
+        base: as in `spec.model.base`.
+        revision: commit of a hub model.
+        weights: whether these are needed; else only configuration and tokenizer are fetched.
 
     Raises:
         InvalidInput: what is there is no model: `config.json` or safetensors weights are missing.
@@ -29,21 +35,25 @@ def base_folder(base: str, revision: str | None = None) -> Path:
     """
     if base == TINY:
         return tiny_folder()
+    wanted = [pattern for pattern in WANTED if weights or pattern != WEIGHTS]
     if base.startswith("hf://"):
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(base.removeprefix("hf://"), revision=revision, allow_patterns=list(WANTED)))
+            return Path(snapshot_download(base.removeprefix("hf://"), revision=revision, allow_patterns=wanted))
         except Exception as error:  # the hub's client passes on whatever its transport raises
             raise PlumblineError(f"spec.model.base: '{base}' cannot be fetched: {one_line(error)}") from error
     identity = model_identity(base)
     uri = absolute_uri(base)
     if "://" not in uri:
         return Path(uri)
-    folder = cache_folder("models", hashlib.sha256(f"{uri} {identity}".encode()).hexdigest()[:32])
+    digest = hashlib.sha256(f"{uri} {identity}".encode()).hexdigest()[:32]
+    folder = cache_folder("models", digest)
+    if not weights and not folder.is_dir():
+        folder = cache_folder("models", f"{digest}-tokenizer")
     if not folder.is_dir():
         try:
-            fetch(uri, folder, lambda name: any(fnmatch(name, pattern) for pattern in WANTED))
+            fetch(uri, folder, lambda name: any(fnmatch(name, pattern) for pattern in wanted))
         except Exception as error:  # clients of remote file systems pass on whatever their transport raises
             raise PlumblineError(f"spec.model.base: '{base}' cannot be fetched: {one_line(error)}") from error
     return folder
@@ -62,7 +72,7 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
     Raises:
         InvalidInput: there is no tokenizer, no end-of-text token or no chat template that works.
     """
-    folder = reference.tokenizer_folder() or base_folder(reference.base, reference.revision)
+    folder = reference.tokenizer_folder() or base_folder(reference.base, reference.revision, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers pass on what their parsers raise, down to plain Exception
