@@ -16,10 +16,10 @@ quickstart: .venv/installed
 	$(BIN)/plumbline run manifests/samples/quickstart.yaml $(if $(WORKSPACE),--workspace $(WORKSPACE))
 
 test: .venv/installed
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/installed
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not ray"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not ray"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -53,7 +53,7 @@ def run(context: StageContext, spec: CurateSpec) -> None:
     where, own, model, say = preparation.where, preparation.own, preparation.model, context.report.say
     connect()
     say(f"reading {own} part{'s' if own > 1 else ''} of {', '.join(o.name for o in origins)}")
-    with tempfile.TemporaryDirectory(prefix=".rows-", dir=context.output.folder.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix="rows-", dir=context.output.folder) as scratch:
         candidates = _read(context, preparation, Path(scratch))
         found: dict[str, Any] = {
             "deduplication": deduplicate(candidates, spec.deduplicate, own, spec.seed, _embed(spec, preparation), say)

@@ -195,7 +195,7 @@ def _write(context: StageContext, spec: SynthesizeSpec, form: Form, book: Book) 
     block = spec.decontaminate
     sets = benchmarks_of(context.plan, block, f"{_where(context)}.decontaminate")
     card: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix=".rows-", dir=folder.parent) as scratch, DatasetWriter(folder, schema) as writer:
+    with tempfile.TemporaryDirectory(prefix="rows-", dir=folder) as scratch, DatasetWriter(folder, schema) as writer:
         candidates = Candidates(Path(scratch), form, [])
         for table in tabulate(book.outcomes, form, 0, checks(sets, block)):
             candidates.add(table)
