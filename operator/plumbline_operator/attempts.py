@@ -104,11 +104,8 @@ def _start(draft: Draft, node: Node, stage: StageStatus, jobs: Collection[RayJob
     ending = _ending(draft, node.name, [job for job in jobs if not job.ended])
     if ending is not None:
         return stage.model_copy(update={"reason": ending.reason, "message": ending.message})
-    if draft.observed.missing:
-        draft.look_again(draft.now + draft.patience.recheck)
-        missing = diagnosis.of_missing(draft.observed.missing)
-        assert missing is not None
-        return stage.model_copy(update={"reason": missing.reason, "message": missing.message})
+    if (lacking := lacks(draft, stage)) is not None:
+        return lacking
     attempt = stage.attempt + 1
     started = stage.model_copy(
         update={
@@ -125,6 +122,15 @@ def _start(draft: Draft, node: Node, stage: StageStatus, jobs: Collection[RayJob
     )
     _create(draft, started, first=stage.attempt == 0)
     return started
+
+
+def lacks(draft: Draft, stage: StageStatus) -> StageStatus | None:
+    """The stage as it waits for what the run names and does not exist; None where all is there."""
+    missing = diagnosis.of_missing(draft.observed.missing)
+    if missing is None:
+        return None
+    draft.look_again(draft.now + draft.patience.recheck)
+    return stage.model_copy(update={"reason": missing.reason, "message": missing.message})
 
 
 def _create(draft: Draft, stage: StageStatus, first: bool = False) -> None:

@@ -82,11 +82,8 @@ def advance(draft: Draft, node: Node, stage: StageStatus, may_start: bool) -> St
     if not may_start or (stage.retry_time is not None and not draft.due(stage.retry_time, stage.failures)):
         withdraw(draft, stage)
         return stage
-    if draft.observed.missing:
-        missing = diagnosis.of_missing(draft.observed.missing)
-        assert missing is not None
-        draft.look_again(draft.now + draft.patience.recheck)
-        return stage.model_copy(update={"reason": missing.reason, "message": missing.message})
+    if (lacking := attempts.lacks(draft, stage)) is not None:
+        return lacking
     if service is not None and service.meta.deleted is not None:
         return stage.model_copy(update={"reason": Reason.EARLIER_ATTEMPT_ENDING, "message": "its RayService is ending"})
     return _deploy(draft, stage, service, shape)

@@ -47,6 +47,12 @@ class StageContext:
     checkpoints: str
     report: Reporter
 
+    @property
+    def where(self) -> str:
+        """Field path of the stage's block, for messages."""
+        names = [stage.name for stage in self.plan.run.spec.stages]
+        return f"spec.stages[{names.index(self.node.name)}].{self.node.kind}"
+
     def input(self, role: str) -> Artifact | None:
         """The one artifact of a role, or None where the base model or nothing fills it."""
         artifacts = self.inputs.get(role, [])

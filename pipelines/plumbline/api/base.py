@@ -49,6 +49,11 @@ class SpecModel(BaseModel):
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
+def attribute(alias: str) -> str:
+    """Python name of a field by its YAML spelling."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in alias)
+
+
 def validated_by(*rules: tuple[str, str]) -> ConfigDict:
     """Model configuration with CEL rules for the CRD: (rule over `self`, what is accepted).
 

@@ -13,6 +13,8 @@ from typing import BinaryIO, Self
 from plumbline.artifacts import Workspace
 from plumbline.errors import PlumblineError
 
+REPLIES = "replies"
+"""Folder of the workspace where paid answers are kept, outside of checkpoints."""
 PART_LINES = 64  # replies in one object of a remote store, which cannot append
 PARTS_READ = 1000  # objects fetched at the same time
 

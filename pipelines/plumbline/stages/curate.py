@@ -31,13 +31,12 @@ from plumbline.data.scoring import MODEL_METHODS, embedder, make_scorer
 from plumbline.data.selection.tagger import tag_rows
 from plumbline.data.sources import Origin, check_unchanged, find_parts, read_part
 from plumbline.errors import InvalidInput
+from plumbline.evaluation.journal import REPLIES
 from plumbline.models.load import load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.ray_environment import connect
 from plumbline.stage import StageContext
 
-REPLIES = "replies"
-"""Folder of the workspace where a judge's paid answers are kept."""
 WRITTEN_ROWS = 10_000
 
 
@@ -48,7 +47,7 @@ def run(context: StageContext, spec: CurateSpec) -> None:
         InvalidInput: a source is missing, broken or of the wrong format, shares cannot be met, or no row is left.
         PlumblineError: a source cannot be reached now, or changed meanwhile.
     """
-    benchmarks = benchmarks_of(context.plan, spec.decontaminate, f"{_field_path(context)}.decontaminate")
+    benchmarks = benchmarks_of(context.plan, spec.decontaminate, f"{context.where}.decontaminate")
     preparation, origins = _prepare(context, spec, benchmarks)
     where, own, model, say = preparation.where, preparation.own, preparation.model, context.report.say
     connect()
@@ -87,7 +86,7 @@ def run(context: StageContext, spec: CurateSpec) -> None:
 
 
 def _prepare(context: StageContext, spec: CurateSpec, benchmarks: list[BenchmarkFiles]) -> tuple[Preparation, list[Origin]]:
-    where, identities = _field_path(context), context.plan.identities
+    where, identities = context.where, context.plan.identities
     earlier = context.input("dataset")
     if earlier is not None and earlier.type != spec.output_type():
         raise InvalidInput(
@@ -195,11 +194,6 @@ def _publish(context: StageContext, card: dict[str, Any], origins: list[Origin],
     output.details.update(rows=rows, format=card["form"])
     output.sources.extend(_lineage(context, origins, tally))
     context.report.say(f"{rows:,} rows written, {dropped:,} records dropped")
-
-
-def _field_path(context: StageContext) -> str:
-    names = [stage.name for stage in context.plan.run.spec.stages]
-    return f"spec.stages[{names.index(context.node.name)}].curate"
 
 
 def _nothing_left(where: str, card: dict[str, Any]) -> str:

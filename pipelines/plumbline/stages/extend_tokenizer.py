@@ -35,7 +35,7 @@ def run(context: StageContext, spec: ExtendTokenizerSpec) -> None:
         InvalidInput: this tokenizer or this model cannot be extended, or the texts hold nothing to learn.
         PlumblineError: a text cannot be reached now.
     """
-    where = _where(context)
+    where = context.where
     reference = ModelReference.of(context.plan, context.input("model"))
     context.report.say("reading texts")
     learn, held_out = gather(_lines(context, spec, where), spec.held_out, spec.max_characters)
@@ -66,11 +66,6 @@ def run(context: StageContext, spec: ExtendTokenizerSpec) -> None:
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
     (folder / "report.html").write_text(page(report, context.node.name), "utf-8")
     _publish(context, reference, report)
-
-
-def _where(context: StageContext) -> str:
-    names = [stage.name for stage in context.plan.run.spec.stages]
-    return f"spec.stages[{names.index(context.node.name)}].extendTokenizer"
 
 
 def _lines(context: StageContext, spec: ExtendTokenizerSpec, where: str) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,17 +26,14 @@ from plumbline.data.synthesis import METHODS
 from plumbline.data.synthesis.book import Book
 from plumbline.data.synthesis.budget import Budget
 from plumbline.data.synthesis.calls import Calls
-from plumbline.data.synthesis.endpoint import FAILED, NO_COMPLETION, Endpoint
+from plumbline.data.synthesis.endpoint import FAILED, NO_COMPLETION, Endpoint, key_of
 from plumbline.data.synthesis.pace import Pace
 from plumbline.data.synthesis.program import drive
 from plumbline.data.synthesis.seeds import SeedRows
 from plumbline.errors import InvalidInput, PlumblineError
-from plumbline.evaluation.journal import Journal
+from plumbline.evaluation.journal import REPLIES, Journal
 from plumbline.models.reference import ModelReference
 from plumbline.stage import StageContext
-
-REPLIES = "replies"
-"""Folder of the workspace where paid answers are kept."""
 
 
 def run(context: StageContext, spec: SynthesizeSpec) -> None:
@@ -59,7 +55,7 @@ def run(context: StageContext, spec: SynthesizeSpec) -> None:
     card = _write(context, spec, form, book)
     card["calls"] = dict(sorted(calls.counts.items()))
     if not card["rows"]:
-        raise _nothing_made(_where(context), card)
+        raise _nothing_made(context.where, card)
     folder = context.output.folder
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     (folder / "card.html").write_text(render_html(card, context.node.name), encoding="utf-8")
@@ -104,12 +100,12 @@ def _calls(context: StageContext, spec: SynthesizeSpec, journal: Journal, book: 
 def _endpoint(
     context: StageContext, spec: SynthesizeSpec, teacher: TeacherSpec, of_judge: bool, stack: ExitStack
 ) -> Endpoint:
-    where = f"{_where(context)}.{'selfImprove.judge' if of_judge else 'teacher'}"
+    where = f"{context.where}.{'selfImprove.judge' if of_judge else 'teacher'}"
     if teacher.endpoint is None or teacher.model is None:
         url, name, key = _serve(context, spec, stack), _own_name(context), None
     else:
         url, name = teacher.endpoint, teacher.model
-        key = _key(teacher, JUDGE_KEY if of_judge else TEACHER_KEY, where)
+        key = key_of(teacher.key_secret, JUDGE_KEY if of_judge else TEACHER_KEY, where)
     pace = Pace(spec.calls.requests_per_minute, spec.calls.tokens_per_minute)
     return Endpoint(
         url, name, where=where, key=key, pace=pace, timeout=spec.calls.timeout_seconds, remote=teacher.endpoint is not None
@@ -143,18 +139,6 @@ _LONGEST = 2**20
 """Tokens that the served model lets a call ask for: the method's limit and the model's context decide."""
 
 
-def _key(teacher: TeacherSpec, variable: str, where: str) -> str | None:
-    if teacher.key_secret is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise InvalidInput(
-            f"{where}.keySecret: the environment variable {variable} is not set. In a cluster it holds `apiKey` of the Secret "
-            f"'{teacher.key_secret}'; for a local run set it to the endpoint's key"
-        )
-    return key
-
-
 def _journal(context: StageContext, spec: SynthesizeSpec) -> Journal:
     """What this teacher answered to this method on this dataset, also to stages that wanted fewer rows or had a smaller budget."""
     dataset = context.input("dataset")
@@ -184,16 +168,11 @@ def _own_name(context: StageContext) -> str:
     return name
 
 
-def _where(context: StageContext) -> str:
-    names = [stage.name for stage in context.plan.run.spec.stages]
-    return f"spec.stages[{names.index(context.node.name)}].synthesize"
-
-
 def _write(context: StageContext, spec: SynthesizeSpec, form: Form, book: Book) -> dict[str, Any]:
     """Write the rows that hold no question of a benchmark, and count them and the drops; gives the data card."""
     tally, schema, folder = Tally([Origin(context.node.name, "")], [0], form), dataset_schema(form), context.output.folder
     block = spec.decontaminate
-    sets = benchmarks_of(context.plan, block, f"{_where(context)}.decontaminate")
+    sets = benchmarks_of(context.plan, block, f"{context.where}.decontaminate")
     card: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="rows-", dir=folder) as scratch, DatasetWriter(folder, schema) as writer:
         candidates = Candidates(Path(scratch), form, [])

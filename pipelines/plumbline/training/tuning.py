@@ -42,9 +42,7 @@ class TrainingJob(Generic[Spec]):
     @classmethod
     def of(cls, context: StageContext, spec: Spec, steps: int) -> TrainingJob[Spec]:
         reference = ModelReference.of(context.plan, context.input("model"))
-        names = [stage.name for stage in context.plan.run.spec.stages]
-        where = f"spec.stages[{names.index(context.node.name)}].{context.node.kind}"
-        return cls(reference, context.inputs["dataset"][0], spec, steps, context.checkpoints, where)
+        return cls(reference, context.inputs["dataset"][0], spec, steps, context.checkpoints, context.where)
 
     @property
     def store(self) -> CheckpointStore:

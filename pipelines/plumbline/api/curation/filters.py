@@ -15,6 +15,7 @@ from plumbline.api.base import (
     Share,
     SpecModel,
     Uri,
+    attribute,
     validated_by,
 )
 from plumbline.api.synthesis.teacher import CallsSpec
@@ -62,7 +63,7 @@ class LengthSpec(SpecModel):
 
     def problems(self) -> list[tuple[str, str]]:
         """Contradictions, by field path below the block."""
-        given = {name: getattr(self, _attribute(name)) for name in LENGTHS}
+        given = {name: getattr(self, attribute(name)) for name in LENGTHS}
         found = [
             (name, f"min {range_.min:g} is above max {range_.max:g}: no row could stay")
             for name, range_ in given.items()
@@ -287,8 +288,3 @@ class FiltersSpec(SpecModel):
         if asks != (self.judge is not None):
             found.append(("judge", "judge goes with rating or textbook.annotate: who rates, and what for"))
         return found
-
-
-def _attribute(alias: str) -> str:
-    """Python name of a field."""
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in alias)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from plumbline.api.base import WHOLE, PositiveInt, SpecModel, Uri, validated_by
+from plumbline.api.base import WHOLE, PositiveInt, SpecModel, Uri, attribute, validated_by
 from plumbline.api.curation.filters import JudgeSpec
 
 METHODS = ("random", "longest", "ifd", "deita", "tags", "kCenter")
@@ -158,7 +158,7 @@ class SelectSpec(SpecModel):
     @property
     def block(self) -> SpecModel:
         """The method's block."""
-        found: SpecModel = getattr(self, _attribute(self.method))
+        found: SpecModel = getattr(self, attribute(self.method))
         return found
 
     @property
@@ -192,9 +192,4 @@ class SelectSpec(SpecModel):
         return found
 
     def _given(self, names: tuple[str, ...]) -> list[str]:
-        return [name for name in names if getattr(self, _attribute(name)) is not None]
-
-
-def _attribute(alias: str) -> str:
-    """Python name of a field."""
-    return "k_center" if alias == "kCenter" else alias
+        return [name for name in names if getattr(self, attribute(name)) is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from plumbline.api.base import ArtifactType, Input, NonNegativeInt, PositiveInt, StageSpec, validated_by
+from plumbline.api.base import ArtifactType, Input, NonNegativeInt, PositiveInt, StageSpec, attribute, validated_by
 from plumbline.api.curation.decontamination import DecontaminateSpec
 from plumbline.api.synthesis.methods import (
     AlpacaSpec,
@@ -75,7 +75,7 @@ class SynthesizeSpec(StageSpec):
     @property
     def method(self) -> str:
         """The method that is given, in YAML spelling."""
-        return next(alias for alias in METHODS if getattr(self, _attribute(alias)) is not None)
+        return next(alias for alias in METHODS if getattr(self, attribute(alias)) is not None)
 
     @property
     def judge(self) -> TeacherSpec | None:
@@ -100,7 +100,7 @@ class SynthesizeSpec(StageSpec):
     def problems(self) -> list[tuple[str, str]]:
         found = [(f"teacher.{field}", what) for field, what in self.teacher.problems()]
         found += [(f"decontaminate.{field}", what) for field, what in self.decontaminate.problems()]
-        given = [alias for alias in METHODS if getattr(self, _attribute(alias)) is not None]
+        given = [alias for alias in METHODS if getattr(self, attribute(alias)) is not None]
         if len(given) != 1:
             found.append(("", f"give exactly one method of {', '.join(METHODS)}; here: {' and '.join(given) or 'none'}"))
         if self.produces == "PreferenceDataset" and self.self_improve is None:
@@ -111,8 +111,3 @@ class SynthesizeSpec(StageSpec):
             if self.judge is not None:
                 found += [(f"selfImprove.judge.{field}", what) for field, what in self.judge.problems()]
         return found
-
-
-def _attribute(alias: str) -> str:
-    """Python name of a method's field."""
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in alias)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,12 +12,11 @@ from plumbline.data.filters.words import learned
 from plumbline.data.row import Reject, Row
 from plumbline.data.synthesis.budget import Budget
 from plumbline.data.synthesis.calls import Calls
-from plumbline.data.synthesis.endpoint import Endpoint
+from plumbline.data.synthesis.endpoint import Endpoint, key_of
 from plumbline.data.synthesis.pace import Pace
 from plumbline.data.synthesis.program import Request, Sampling, ask
-from plumbline.errors import InvalidInput
 from plumbline.evaluation.journal import Journal, Reply
-from plumbline.evaluation.judges.rating import ACCURACY, EDUCATION, rating_prompt, read_rating
+from plumbline.evaluation.judges.rating import ACCURACY, EDUCATION, rating_prompt, read_rating, request_of
 
 Answer = Callable[[Sequence[Request]], list[Reply]]
 """Requests → one reply each."""
@@ -40,13 +38,7 @@ def judge_calls(
         InvalidInput: the key is missing, or (on use) the endpoint refuses us for good.
         PlumblineError: (on use) the endpoint does not answer any more; every reply so far is kept.
     """
-    key = None
-    if spec.key_secret is not None and not (key := os.environ.get(JUDGE_KEY, "").strip()):
-        raise InvalidInput(
-            f"{where}.keySecret: the environment variable {JUDGE_KEY} is not set. In a cluster it holds `apiKey` of the "
-            f"Secret "
-            f"'{spec.key_secret}'; for a local run set it to the endpoint's key"
-        )
+    key = key_of(spec.key_secret, JUDGE_KEY, where)
     pace = Pace(spec.calls.requests_per_minute, spec.calls.tokens_per_minute)
     endpoint = Endpoint(spec.endpoint, spec.model, where=where, key=key, pace=pace, timeout=spec.calls.timeout_seconds)
     identity = f"{spec.endpoint} {spec.model}"
@@ -116,6 +108,4 @@ def _parts(row: Row) -> tuple[str, str]:
     else:
         before = row.content["prompt"]
         answer = "\n".join(learned(row) or row.answers[:1])  # a bad labelled answer is rated too
-    single = [turn["content"] for turn in before]
-    request = single[0] if len(single) == 1 else "\n".join(f"{turn['role']}: {turn['content']}" for turn in before)
-    return request, answer
+    return request_of(before), answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -27,6 +28,28 @@ NO_COMPLETION, FAILED = "no chat completion", "the teacher failed"
 REFUSED, DOES_NOT_FIT = "refused by the teacher", "does not fit the teacher's context"
 """Problems of a call that brought no answer."""
 PASSING = {408, 409, 425, 429, *range(500, 600)}  # statuses that another try may change
+
+
+def key_of(secret: str | None, variable: str, where: str) -> str | None:
+    """The key of an endpoint; None where it needs none.
+
+    Args:
+        secret: name of the Secret that holds it in a cluster, as the run has it.
+        variable: environment variable by which it comes.
+        where: field path of the endpoint's block, for messages.
+
+    Raises:
+        InvalidInput: the variable is not set.
+    """
+    if secret is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise InvalidInput(
+            f"{where}.keySecret: the environment variable {variable} is not set. In a cluster it holds `apiKey` of the Secret "
+            f"'{secret}'; for a local run set it to the endpoint's key"
+        )
+    return key
 
 
 class Endpoint:

@@ -11,7 +11,7 @@ from plumbline.data.synthesis.book import Book
 from plumbline.data.synthesis.program import Program, Request, Sampling, ask, seed_of, text_of
 from plumbline.data.synthesis.seeds import batches, context_of, name_of
 from plumbline.evaluation.journal import Reply
-from plumbline.evaluation.judges.rating import rating_prompt, read_rating
+from plumbline.evaluation.judges.rating import rating_prompt, read_rating, request_of
 from plumbline.rollout.rewards import reward
 
 JUDGE_TOKENS = 1024  # reasons and rating; room for a judge that thinks aloud
@@ -56,7 +56,7 @@ def _scores(
         ]
     sampling = Sampling(0.0, JUDGE_TOKENS, seed)
     asked = [
-        ask(_rating_prompt(row, text), sampling, judge=True)
+        ask(rating_prompt(request_of(context_of(row)), text), sampling, judge=True)
         for row, texts in zip(rows, sampled, strict=True)
         for text in texts
     ]
@@ -69,12 +69,6 @@ def _scores(
             with book.dropping(text):
                 scored[-1].append((text, _rating(reply)))
     return scored
-
-
-def _rating_prompt(row: Row, answer: str) -> str:
-    turns = context_of(row)
-    request = turns[0]["content"] if len(turns) == 1 else "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
-    return rating_prompt(request, answer)
 
 
 def _rating(reply: Reply) -> float:

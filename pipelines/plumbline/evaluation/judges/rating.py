@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 
 BEST = 5.0
 ACCURACY = "how accurate, helpful and complete the answer is as a reply to the request"
@@ -45,6 +46,11 @@ def rating_prompt(request: str, answer: str, rubric: str = ACCURACY) -> str:
     return _PROMPT.format(
         rubric=rubric, mark=mark, request=request or "(none: the answer is a text of its own)", answer=answer
     )
+
+
+def request_of(turns: Sequence[Mapping[str, str]]) -> str:
+    """What is shown of the turns before an answer: the text of a single one, else all with their roles."""
+    return turns[0]["content"] if len(turns) == 1 else "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
 def read_rating(verdict: str) -> float | None:
