@@ -43,7 +43,7 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
         return both if all(len(s.ids) <= spec.max_length and s.targets for s in both) else None
 
     def batches(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
-        mine = batch_indices(step, len(rows), spec.batch_size, spec.seed)[world.rank :: world.size]
+        mine = batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)[world.rank :: world.size]
         pairs = [encoded for i in mine if (encoded := pair(i)) is not None]
         made = micro_batches(pairs, micro_batch_tokens=spec.micro_batch_tokens)
         with engine.reference():
