@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict
 
-Form = Literal["messages", "pairs", "rankings", "labels", "text"]
+Form = Literal["messages", "pairs", "rankings", "labels", "judgments", "text"]
 """What rows hold, in the columns that TRL reads: a chat; a prompt with a chosen and a rejected answer; a prompt with scored
 answers; a prompt with one answer and whether it is good (KTO); plain text."""
 
@@ -15,6 +15,7 @@ COLUMNS: dict[Form, tuple[str, ...]] = {
     "pairs": ("prompt", "chosen", "rejected"),
     "rankings": ("prompt", "completions", "scores"),
     "labels": ("prompt", "completion", "label"),
+    "judgments": ("prompt", "completion", "label", "judgment"),
     "text": ("text",),
 }
 

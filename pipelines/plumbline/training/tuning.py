@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -49,8 +50,10 @@ class TrainingJob(Generic[Spec]):
         return CheckpointStore(self.checkpoints, self.spec.checkpoint.keep)
 
 
-def tune(context: StageContext, job: TrainingJob[Spec], worker: Worker) -> None:
-    """Run the workers until the last step's checkpoint is there, then hand it over as a Model."""
+def tune(
+    context: StageContext, job: TrainingJob[Spec], worker: Worker, template: Callable[[str], str] | None = None
+) -> None:
+    """Run the workers until the last step's checkpoint is there, then hand it over as a Model, its chat template changed by `template`."""
     from plumbline.training.ray import launch
 
     done = job.store.latest()
@@ -64,4 +67,4 @@ def tune(context: StageContext, job: TrainingJob[Spec], worker: Worker) -> None:
             "all nodes must reach one workspace"
         )
     context.report.say("writing the adapter")
-    export_model(context, job.reference, done)
+    export_model(context, job.reference, done, template)
