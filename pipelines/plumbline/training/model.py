@@ -17,6 +17,7 @@ from plumbline.models.load import load_base
 from plumbline.models.reference import ModelReference
 from plumbline.training.batch import MicroBatch, Sequence, collate
 from plumbline.training.embeddings import train_rows
+from plumbline.training.head import target_log_probs
 
 
 class TargetLogProbs(nn.Module):
@@ -36,10 +37,9 @@ class TargetLogProbs(nn.Module):
         hidden = causal.get_decoder()(
             input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=None, use_cache=False
         ).last_hidden_state
-        logits = causal.get_output_embeddings()(hidden.flatten(0, 1)[batch.predict_at]).float()
-        if temperature != 1.0:
-            logits = logits / temperature
-        return -nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+        return target_log_probs(
+            causal.get_output_embeddings(), hidden.flatten(0, 1)[batch.predict_at], batch.targets, temperature
+        )
 
     def train_adapter(self) -> None:
         """Dropout on the adapter only: the frozen base stays the model that is served."""
