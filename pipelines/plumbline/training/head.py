@@ -15,9 +15,7 @@ CHUNK_LOGITS = 2**24  # 64 MB of float32
 LEAST_ROWS, MOST_ROWS = 64, 4096  # fewer waste the matrix units, more the cache
 
 
-def target_log_probs(
-    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0
-) -> torch.Tensor:
+def target_log_probs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """[N] log-probabilities, float32, of `targets` under softmax(head(hidden) / temperature).
 
     Args:
@@ -60,7 +58,12 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, temperature: float
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        temperature: float,
     ) -> torch.Tensor:
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None

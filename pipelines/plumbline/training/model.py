@@ -18,6 +18,7 @@ from plumbline.models.reference import ModelReference
 from plumbline.training.batch import MicroBatch, Sequence, collate
 from plumbline.training.embeddings import train_rows
 from plumbline.training.head import target_log_probs
+from plumbline.training.lora import fuse_lora
 
 
 class TargetLogProbs(nn.Module):
@@ -29,6 +30,7 @@ class TargetLogProbs(nn.Module):
     def __init__(self, peft_model: PeftModel) -> None:
         super().__init__()
         self.peft_model = peft_model
+        fuse_lora(peft_model)
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> torch.Tensor:
         """[N] log-probabilities, float32, of softmax(logits / temperature)."""
