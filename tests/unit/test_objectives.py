@@ -233,11 +233,25 @@ def test_cut_flags_tokens_that_the_judgment_explains() -> None:
     assert value(cut(1.5, 0.8), logps, faulty) == pytest.approx((0.5 + 1.9 + 0.1 + 2.0) / 2 / 2)
 
 
+def ranked(scores: list[float], size: int) -> MicroBatch:
+    return batch_of([1] * len(scores), ranking=[float(i // size) for i in range(len(scores))], score=scores)
+
+
 def test_reward_margins_and_centering_by_hand() -> None:
     rewards = torch.tensor([1.0, 0.5])
-    assert value(bradley_terry(0.0), rewards, batch_of([1, 1])) == pytest.approx(-log_sigmoid(0.5))
-    marked = batch_of([1, 1], margin=[1 / 3, 1 / 3])
-    assert value(bradley_terry(0.01), rewards, marked) == pytest.approx(-log_sigmoid(0.5 - 1 / 3) + 0.01 * 2.25)
+    assert value(bradley_terry(0.0), rewards, ranked([1.0, 0.0], 2)) == pytest.approx(-log_sigmoid(0.5))
+    expected = -log_sigmoid(0.5 - 1 / 3) + 0.01 * 2.25
+    assert value(bradley_terry(0.01, 1 / 3), rewards, ranked([4.0, 3.0], 2)) == pytest.approx(expected)
+
+
+def test_all_pairs_of_a_prompt_count_as_one() -> None:
+    rewards = torch.tensor([1.0, 0.5, -0.2, 2.0, 1.0, 0.0])
+    batch = ranked([3.0, 2.0, 1.0, 1.0, 1.0, 0.0], 3)
+    first = -(log_sigmoid(0.5) + log_sigmoid(1.2) + log_sigmoid(0.7)) / 3
+    second = -(log_sigmoid(2.0) + log_sigmoid(1.0)) / 2  # a tie is no pair
+    assert value(bradley_terry(0.0), rewards, batch) == pytest.approx((first + second) / 2)
+    loss, rankings, _ = bradley_terry(0.0)(rewards[:2].requires_grad_(), ranked([1.0, 1.0], 2))
+    assert (float(loss), float(rankings)) == (0.0, 0.0)
 
 
 def test_log_of_one_minus_a_probability_is_exact_at_both_ends() -> None:
@@ -360,20 +374,20 @@ def test_equals_trls_orpo() -> None:
     assert value(orpo(0.3), logps, batch) == pytest.approx(float(nll - ratio.mean()), abs=1e-6)
 
 
-@pytest.mark.parametrize("margin", [True, False])
-def test_equals_trls_reward_loss(margin: bool) -> None:
+@pytest.mark.parametrize("margin", [0.0, 0.4])
+def test_equals_trls_reward_loss(margin: float) -> None:
     from trl import RewardTrainer
 
     torch.manual_seed(9)
     rewards = torch.randn(2 * UNITS)
-    batch = batch_of([1] * len(rewards), **({"margin": torch.rand(len(rewards)).tolist()} if margin else {}))
-    inputs = {"attention_mask": torch.ones(1)}
+    scores = [score for _ in range(UNITS) for score in (float(torch.rand(())) + 1.0, 1.0)]
+    inputs: dict[str, Any] = {"attention_mask": torch.ones(1)}
     if margin:
-        inputs["margin"] = batch.per_sequence["margin"][0::2]
+        inputs["margin"] = margin * (torch.tensor(scores[0::2]) - 1.0)
     logits = torch.cat([rewards[0::2], rewards[1::2]])[:, None]
     self = trainer(args=SimpleNamespace(center_rewards_coefficient=0.01))
     theirs = RewardTrainer.compute_loss(self, lambda **_: SimpleNamespace(logits=logits), inputs)
-    assert value(bradley_terry(0.01), rewards, batch) == pytest.approx(float(theirs), abs=1e-6)
+    assert value(bradley_terry(0.01, margin), rewards, ranked(scores, 2)) == pytest.approx(float(theirs), abs=1e-6)
 
 
 # ── the spec ─────────────────────────────────────────────────────────────────────────────────────────────────────────

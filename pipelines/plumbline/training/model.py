@@ -34,14 +34,17 @@ class TargetLogProbs(nn.Module):
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> torch.Tensor:
         """[N] log-probabilities, float32, of softmax(logits / temperature)."""
-        causal = self.peft_model.get_base_model()
+        head = self.peft_model.get_base_model().get_output_embeddings()
+        return target_log_probs(head, self.hidden(batch)[batch.predict_at], batch.targets, temperature)
+
+    def hidden(self, batch: MicroBatch) -> torch.Tensor:
+        """[R·T, H] last hidden states."""
+        decoder = self.peft_model.get_base_model().get_decoder()
         # Packed rows are kept apart only with no mask and no cache (transformers 5.23 then reads position_ids).
-        hidden = causal.get_decoder()(
+        states: torch.Tensor = decoder(
             input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=None, use_cache=False
         ).last_hidden_state
-        return target_log_probs(
-            causal.get_output_embeddings(), hidden.flatten(0, 1)[batch.predict_at], batch.targets, temperature
-        )
+        return states.flatten(0, 1)
 
     def train_adapter(self) -> None:
         """Dropout on the adapter only: the frozen base stays the model that is served."""

@@ -61,15 +61,23 @@ Encode = Callable[[Encoder, list[Row], int, PreferenceSpec], Unit]
 """(encoder, all rows, number of the row, spec) → its unit."""
 
 
+def ranking(encoder: Encoder, row: Row) -> Unit:
+    """The answers of a ranking, with their scores."""
+    answers = zip(row["completions"], row["scores"], strict=True)
+    return [encoder.answer(row["prompt"], answer, score=score) for answer, score in answers]
+
+
+def pair_by_score(encoder: Encoder, row: Row) -> Unit:
+    """A pair as a ranking of two."""
+    return ranking(encoder, {**row, "completions": [row["chosen"], row["rejected"]], "scores": [1.0, 0.0]})
+
+
 def _pair(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> Unit:
-    row = rows[i]
-    return [encoder.answer(row["prompt"], row[side]) for side in ("chosen", "rejected")]
+    return [encoder.answer(rows[i]["prompt"], rows[i][side]) for side in ("chosen", "rejected")]
 
 
 def _ranking(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> Unit:
-    row = rows[i]
-    answers = zip(row["completions"], row["scores"], strict=True)
-    return [encoder.answer(row["prompt"], answer, score=score) for answer, score in answers]
+    return ranking(encoder, rows[i])
 
 
 def _label(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> Unit:

@@ -1,4 +1,4 @@
-"""Reward models from pairs (Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, equation 1)."""
+"""Reward models from comparisons (Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, equation 1)."""
 
 from __future__ import annotations
 
@@ -7,24 +7,36 @@ from torch.nn.functional import logsigmoid
 
 from plumbline.training.batch import MicroBatch
 from plumbline.training.engine import Metrics, Objective
-from plumbline.training.objectives.pair import sides, summary
+from plumbline.training.objectives.ranking import beaten
 
 
-def bradley_terry(centering: float) -> Objective:
-    """-log σ(r_c - r_r - m) + c·(r_c + r_r)², mean over pairs.
+def bradley_terry(centering: float, margin: float = 0.0) -> Objective:
+    """-log σ(r_i - r_j - m·(s_i - s_j)) + c·(r_i + r_j)², mean over the pairs i above j of a ranking, then over rankings.
 
-    It takes rewards [S] in the place of log-probabilities. The margin m is `margin` in `per_sequence` (of the chosen one; Llama 2, arXiv
-    2307.09288, has 1, ⅔, ⅓ or 0), or 0 where there is none.
+    It takes rewards [S] in the place of log-probabilities. A pair is a ranking of two; all pairs of one prompt count as one, as they
+    are no independent comparisons (section 3.5 of InstructGPT). Needs `ranking` and `score` in `per_sequence`; rankings of equal scores teach nothing.
 
     Args:
         centering: c, which keeps rewards around zero (Eisenstein et al. 2023, arXiv 2312.09244).
+        margin: m, for one point of difference in score; 1, ⅔, ⅓ and 0 in Llama 2 (arXiv 2307.09288) are m = ⅓ on its four grades.
     """
 
     def loss(rewards: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
-        chosen, rejected = sides(rewards)
-        margin = sides(batch.per_sequence["margin"])[0] if "margin" in batch.per_sequence else 0.0
-        losses = -logsigmoid(chosen - rejected - margin) + centering * (chosen + rejected) ** 2
-        pairs, metrics = summary(chosen, rejected)
-        return losses.sum(), pairs, metrics
+        ranking, score = batch.per_sequence["ranking"], batch.per_sequence["score"]
+        better, worse = beaten(batch).nonzero(as_tuple=True)
+        pairs_of = (ranking[:, None] == ranking[better][None, :]).sum(dim=1)  # of each answer's ranking
+        weight = 1.0 / pairs_of[better]
+        gap = rewards[better] - rewards[worse]
+        losses = -logsigmoid(gap - margin * (score[better] - score[worse]))
+        losses = losses + centering * (rewards[better] + rewards[worse]) ** 2
+        rankings = torch.tensor(float(len(ranking[better].unique())), device=rewards.device)
+        count = torch.tensor(float(len(gap)), device=rewards.device)
+        metrics: Metrics = {
+            "rewardMargin": (gap.sum(), count),
+            "rewardAccuracy": ((gap > 0).float().sum(), count),
+            "rewardChosen": (rewards[better].sum(), count),
+            "rewardRejected": (rewards[worse].sum(), count),
+        }
+        return (weight * losses).sum(), rankings, metrics
 
     return loss
