@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from plumbline.data.deduplication.clusters import drop_repeats, ranks
-from plumbline.data.deduplication.minhash import MinHash, band_hashes
+from plumbline.data.deduplication.minhash import MinHash, band_hashes, border_hashes
 from plumbline.data.deduplication.near import near_duplicates
 from plumbline.data.deduplication.shingles import Shingling
 
@@ -33,8 +33,9 @@ def main(source: str, target: str, bands: int, rows: int, words: int, similarity
     texts = [record["text"] for record in records]
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     hashes = np.concatenate([band_hashes(texts[i : i + BATCH], settings) for i in range(0, len(texts), BATCH)])
+    border = border_hashes(texts, settings)
     hashed = cpu_seconds()
-    near = near_duplicates(hashes, lengths, lambda wanted: [texts[i] for i in wanted], settings)
+    near = near_duplicates(hashes, lengths, lambda wanted: [texts[i] for i in wanted], settings, border)
     dropped = set(drop_repeats(near.groups, ranks("first", lengths)).dropped.tolist())
     found = cpu_seconds()
     with open(target, "w", encoding="utf-8") as out:

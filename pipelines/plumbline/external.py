@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
 from plumbline import hub
+from plumbline.api.base import SpecModel, StageSpec
 from plumbline.artifacts import absolute_uri, file_digest
 from plumbline.errors import InvalidInput, PlumblineError, one_line
 
 TINY = "builtin://tiny"
 SKILLS = "builtin://skills"
+
+Block = TypeVar("Block", bound=StageSpec)
 
 
 def tiny_folder() -> Path:
@@ -37,7 +40,10 @@ def expand(uri: str, where: str = "") -> list[str]:
     with reaching(uri, prefix):
         filesystem, path = fsspec.core.url_to_fs(uri)
         filesystem.invalidate_cache()
-        if filesystem.isdir(path):
+        # To a web server a file is a folder too, if there are links in it: they would be read for it.
+        if uri.startswith(("http://", "https://")) and not uri.endswith("/") and filesystem.isfile(path):
+            found = [path]
+        elif filesystem.isdir(path):
             found = [name for name in filesystem.find(path) if not _hidden(name[len(path) :])]
         elif filesystem.exists(path):  # a name may hold glob characters
             found = [path]
@@ -47,7 +53,9 @@ def expand(uri: str, where: str = "") -> list[str]:
             found = []
     if not found:
         raise InvalidInput(f"{prefix}no file matches '{uri}'; give an existing file, folder or glob")
-    return sorted(filesystem.unstrip_protocol(name).removeprefix("file://") for name in found)
+    link, chained, rest = uri.partition("::")
+    within = f"::{rest}" if chained and "://" in link else ""  # such as an archive's file
+    return sorted(filesystem.unstrip_protocol(name).removeprefix("file://") + within for name in found)
 
 
 def _hidden(path: str) -> bool:
@@ -103,6 +111,25 @@ def model_identity(base: str, revision: str | None = None, where: str = "spec.mo
         return f"commit:{hub.commit('model', base.removeprefix('hf://'), revision, prefix)}"
     check_model(base, where)
     return _files_identity(expand(base, where), base, prefix)
+
+
+def pinned(spec: Block, identities: Mapping[str, str]) -> Block:
+    """A stage's block whose models on the hub are named with the commits that were planned: `hf://ORG/NAME@COMMIT`."""
+    hub_models = {uri for uri in spec.external_models().values() if uri.startswith("hf://")}
+    commits = {
+        uri: identities[uri].removeprefix("commit:") for uri in hub_models if identities.get(uri, "").startswith("commit:")
+    }
+
+    def value(old: Any) -> Any:
+        if isinstance(old, SpecModel):
+            changed = {
+                name: new for name in old.model_fields_set if (new := value(before := getattr(old, name))) is not before
+            }
+            return old.model_copy(update=changed) if changed else old
+        return f"{old}@{commits[old]}" if isinstance(old, str) and old in commits else old
+
+    pinned_spec: Block = value(spec)
+    return pinned_spec
 
 
 def _not_built_in(uri: str, prefix: str) -> InvalidInput:

@@ -96,6 +96,8 @@ def _wire(
     wired: dict[str, tuple[str, ...]] = {}
     for role, accepts in stage.spec.inputs.items():
         named = explicit.pop(role, None)
+        if named is None and not stage.spec.reads(role):
+            continue
         if named is None:
             wired[role] = _default(stage, role, accepts, path, earlier, problems)
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from plumbline.api.run import AlignmentRun
 from plumbline.artifacts import Artifact
 from plumbline.data.dataset import load_rows, part_names
+from plumbline.data.ray import measure_chunks
+from plumbline.data.row import Row
 from plumbline.errors import InvalidInput
-from plumbline.plan import make_plan
+from plumbline.plan import Plan, make_plan
 from plumbline.progress import Event, Reporter
 from plumbline.stage import run_stage
 from support.teacher import Teacher, prompt_of
@@ -35,6 +38,12 @@ def curate(
     stages: list[dict[str, Any]] = [{"name": f"d{i}", "curate": block} for i, block in enumerate(blocks)]
     for i, stage in enumerate(stages[1:]):
         stage["inputs"] = {"dataset": f"d{i}"}
+    plan = plan_of(tmp_path, stages + (more or []), workspace)
+    sink = (events if events is not None else []).append
+    return [run_stage(plan, stage["name"], Reporter(stage["name"], sink)) for stage in stages][-1]
+
+
+def plan_of(tmp_path: Path, stages: list[dict[str, Any]], workspace: str = "ws") -> Plan:
     document = {
         "apiVersion": "plumbline.dev/v1alpha1",
         "kind": "AlignmentRun",
@@ -42,12 +51,10 @@ def curate(
         "spec": {
             "model": {"base": "builtin://tiny"},
             "workspace": {"uri": str(tmp_path / workspace)},
-            "stages": stages + (more or []),
+            "stages": stages,
         },
     }
-    plan = make_plan(AlignmentRun.model_validate(document, by_name=False, by_alias=True))
-    sink = (events if events is not None else []).append
-    return [run_stage(plan, stage["name"], Reporter(stage["name"], sink)) for stage in stages][-1]
+    return make_plan(AlignmentRun.model_validate(document, by_name=False, by_alias=True))
 
 
 def write_lines(path: Path, records: list[Any]) -> str:
@@ -92,7 +99,8 @@ def test_rows_come_in_source_order_with_provenance_metrics_and_lineage(ray_sessi
     lineage = artifact.manifest["lineage"]["sources"]
     assert [(s["uri"], s["rows"]) for s in lineage] == [(str(folder), 3015), (extra, 1), ("builtin://skills", 8)]
     assert lineage[2]["identity"] == "skills:1"
-    assert (events[-2].step, events[-2].total, events[-2].metrics) == (8, 8, {"rows": 3024})
+    read = [event for event in events if event.step is not None][-1]
+    assert (read.step, read.total, read.metrics) == (8, 8, {"rows": 3024})
 
 
 def test_two_runs_are_byte_identical_whatever_the_parallelism(ray_session: str, tmp_path: Path) -> None:
@@ -176,6 +184,92 @@ def test_no_row_left_names_the_main_reason(ray_session: str, tmp_path: Path) -> 
         curate(tmp_path, {"sources": [{"uri": path}]})
 
 
+@pytest.mark.parametrize(
+    ("block", "where", "words"),
+    [
+        ({"filters": {"language": {"keep": ["de"]}}, "mix": {"programming": 0.5}}, "filters.language", "unwanted language"),
+        ({"filters": {"length": {"answerWords": {"min": 99}}}, "select": {"rows": 2, "ifd": {}}}, "filters.length", "short"),
+        ({"maxCharacters": 5, "deduplicate": {"semantic": {}}}, "maxCharacters", "'too long'"),
+        ({"select": {"tokens": 2, "longest": {}}}, "select.tokens", "'not selected'"),
+        ({"select": {"rows": 2, "tags": {}}}, "select.tags", "'no tag'"),
+    ],
+)
+def test_no_row_left_names_the_filter_that_took_them(
+    ray_session: str, tmp_path: Path, block: dict[str, Any], where: str, words: str
+) -> None:
+    records = [alpaca(f"Tell me something about number {i}, please.", f"Number {i} is a fine number.") for i in range(9)]
+    path = write_lines(tmp_path / "a.jsonl", [*records, alpaca("nothing", "")])
+    with pytest.raises(InvalidInput) as caught:
+        curate(tmp_path, {"sources": [{"uri": path}], **block})
+    message = str(caught.value)
+    assert message.startswith(f"spec.stages[0].curate.{where}: no row is left of 10 records; most (9) were dropped as '")
+    assert words in message
+    assert f"1 as 'empty answer' (sources); change {where}, or" in message
+    assert not list((tmp_path / "ws" / "artifacts").rglob("*.*")), "no scratch is left behind"
+
+
+def test_personal_data_is_in_no_example(ray_session: str, tmp_path: Path) -> None:
+    mail = "jane.roe@corp-mail.net"
+    records = [
+        alpaca(f"Ask {mail} for the invoice of last month.", f"{mail} has answered already."),
+        alpaca(f"Mail {mail}", ""),
+        alpaca(f"Mail {mail} now, please", "x" * 900),
+        {"instruction": mail, "output": 3},
+        alpaca(f"A lone surrogate \ud800 to {mail}", "ok"),
+    ]
+    path = write_lines(tmp_path / "a.jsonl", [*records, *records[:1]])
+    for pii, dropped in (({}, 5), ({"redact": [], "drop": ["email"]}, 6)):
+        block = {"sources": [{"uri": path}, {"uri": "builtin://skills", "limit": 3}], "maxCharacters": 500}
+        artifact = curate(tmp_path, block | {"filters": {"pii": pii}})
+        card = card_of(artifact)
+        assert sum(map(len, card["examples"].values())) == dropped
+        assert "[email]" in json.dumps(card)
+        assert not [data for data in data_of(artifact) if mail.encode() in data]
+        assert card["droppedBy"]["too long"] == "maxCharacters"
+
+
+def test_training_keeps_to_a_curriculum_that_is_not_shuffled(ray_session: str, tmp_path: Path) -> None:
+    records = [alpaca(f"Say {i} times", "ha " * (5 if i % 2 else 60) + str(i)) for i in range(24)]
+    path = write_lines(tmp_path / "a.jsonl", records)
+    stages = [
+        {"name": "data", "curate": {"sources": [{"uri": path}], "mix": {"order": "shortest"}}},
+        *(
+            {
+                "name": name,
+                "sft": {"shuffle": shuffle, "batchSize": 4, "epochs": 2.0, "maxLength": 64},
+                "inputs": {"dataset": "data", "model": "base"},
+            }
+            for name, shuffle in (("ordered", False), ("shuffled", True))
+        ),
+    ]
+    plan = plan_of(tmp_path, stages)
+    run_stage(plan, "data", Reporter("data", lambda event: None))
+    cut = {}
+    for name in ("ordered", "shuffled"):
+        artifact = run_stage(plan, name, Reporter(name, lambda event: None))
+        lines = (artifact.local() / "metrics.jsonl").read_text().splitlines()
+        cut[name] = [json.loads(line)["cut"] for line in lines]
+    assert cut["ordered"] == [0, 0, 0, 4, 4, 4] * 2, "the long answers come last in each epoch"
+    assert sum(cut["shuffled"]) == 24 != cut["shuffled"][3] * 6
+
+
+def test_chunks_are_measured_a_few_ahead_and_in_order(ray_session: str) -> None:
+    made: list[int] = []
+
+    def chunks() -> Iterator[list[Row]]:
+        for i in range(40):
+            made.append(i)
+            yield [Row({"text": "x" * i})]
+
+    def make() -> Callable[[list[Row]], dict[str, np.ndarray]]:
+        return lambda rows: {"length": np.array([len(row.texts[0]) for row in rows])}
+
+    found = measure_chunks(chunks(), make, 2)
+    assert next(found)["length"].tolist() == [0]
+    assert len(made) <= 5, "not all rows are in memory at once"
+    assert [one["length"][0] for one in found] == list(range(1, 40))
+
+
 def test_a_dataset_cannot_become_pairs(ray_session: str, tmp_path: Path) -> None:
     a = write_lines(tmp_path / "a.jsonl", [alpaca("one")])
     with pytest.raises(InvalidInput, match=r"spec\.stages\[1\]\.curate\.produces: "):
@@ -199,6 +293,14 @@ def test_near_duplicates_and_what_another_set_has_are_dropped(ray_session: str, 
     assert [source["name"] for source in card["sources"]] == ["a.jsonl"]
     again = curate(tmp_path, {"sources": [{"uri": a}], "deduplicate": block, "parallelism": 1}, workspace="again")
     assert data_of(again) == data_of(artifact)
+
+
+def test_a_redacted_row_is_found_in_a_set_that_is_not(ray_session: str, tmp_path: Path) -> None:
+    a = write_lines(tmp_path / "a.jsonl", [alpaca("Write to ann@corp.io today"), alpaca("Write to nobody")])
+    b = write_lines(tmp_path / "b.jsonl", [alpaca("Write to ann@corp.io today")])
+    artifact = curate(tmp_path, {"sources": [{"uri": a}], "filters": {"pii": {}}, "deduplicate": {"against": [b]}})
+    assert load_rows(artifact)["record"].to_pylist() == [1]
+    assert "ann@corp.io" not in json.dumps(card_of(artifact))
 
 
 def test_filters_change_and_drop_rows_and_the_card_tells(ray_session: str, tmp_path: Path) -> None:

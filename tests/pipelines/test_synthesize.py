@@ -16,9 +16,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
+from pydantic import ValidationError
 
 from plumbline.api.base import ArtifactType
-from plumbline.api.run import AlignmentRun
+from plumbline.api.run import AlignmentRun, RunSpec
 from plumbline.artifacts import Artifact
 from plumbline.data.dataset import DatasetWriter, load_rows
 from plumbline.data.row import Row
@@ -257,7 +258,7 @@ def test_no_row_says_why(teacher: Teacher, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"no row was made; 40 of 40 drafts were dropped as 'empty reply'"):
         made(stages)
     stages = plan(tmp_path, by(teacher, distill={}, tokenBudget=10))
-    with pytest.raises(InvalidInput, match="token budget spent"):
+    with pytest.raises(InvalidInput, match="token budget spent', such as: 10 tokens are left, the call could take 2,1"):
         made(stages)
 
 
@@ -290,9 +291,13 @@ def test_a_judge_of_its_own(teacher: Teacher, tmp_path: Path, monkeypatch: pytes
     assert {body["model"] for body in judge.bodies} == {"stern"}
     assert {headers["Authorization"] for headers in judge.headers} == {"Bearer j"}
     assert "Authorization" not in {name for headers in teacher.headers for name in headers}
-    for row in load_rows(artifact).to_pylist():
+    kept = load_rows(artifact).to_pylist()
+    for row in kept:
         assert row["chosen"] != row["rejected"]
         assert row["score"] > 0
+    assert artifact.metrics["meanScoreKept"] == pytest.approx(sum(row["score"] for row in kept) / len(kept))
+    assert artifact.metrics["meanScoreKept"] > artifact.metrics["meanScoreDrawn"] > 0
+    assert card(artifact)["scores"].items() <= artifact.metrics.items()
     assert card(artifact)["calls"]["judge calls"] == len(judge.bodies)
 
 
@@ -304,7 +309,44 @@ def test_a_dataset_is_needed_unless_topics_are_given(teacher: Teacher, tmp_path:
 
     with pytest.raises(InvalidInput, match="'more' needs a Dataset and no earlier stage makes one"):
         wired(by(teacher, distill={}))
-    assert wired(by(teacher, textbook={"topics": ["tides"]})) == {"model": ("base",)}
+    assert wired(by(teacher, textbook={"topics": ["tides"]})) == {}
+    assert wired({"textbook": {"topics": ["tides"]}}) == {"model": ("base",)}
+
+
+def test_an_endpoint_teacher_waits_for_no_model_and_a_textbook_for_no_dataset(teacher: Teacher, tmp_path: Path) -> None:
+    def wired(synthesize: dict[str, Any], inputs: dict[str, str] | None = None) -> dict[str, tuple[str, ...]]:
+        spec = plan(tmp_path, synthesize).run.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+        stages = [
+            spec["stages"][0],
+            {"name": "first", "sft": {}},
+            spec["stages"][1] | ({"inputs": inputs} if inputs else {}),
+        ]
+        return build_graph(RunSpec.model_validate({**spec, "stages": stages}, by_name=False, by_alias=True))["more"].inputs
+
+    topics = {"topics": ["tides"]}
+    assert wired(by(teacher, distill={})) == {"dataset": ("data",)}
+    assert wired(by(teacher, textbook=topics)) == {}
+    assert wired(by(teacher, selfImprove={"judge": {}})) == {"dataset": ("data",)}
+    assert wired({"distill": {}}) == {"model": ("first",), "dataset": ("data",)}
+    assert wired({"textbook": topics}) == {"model": ("first",)}
+    judge = {"endpoint": teacher.url, "model": "stern"}
+    assert wired({"selfImprove": {"judge": judge}}) == {"model": ("first",), "dataset": ("data",)}
+    assert wired(by(teacher, distill={}), {"model": "base"}) == {"model": ("base",), "dataset": ("data",)}  # named: taken
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:sk-1@a.example/v1",
+        "https://a.example/v1?key=sk-1",
+        "https://a.example/v1#x",
+        "https:///v1",
+        "http://a b/v1",
+    ],
+)
+def test_no_key_hides_in_the_endpoint(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ValidationError, match=r"endpoint"):
+        plan(tmp_path, {"distill": {}, "teacher": {"endpoint": url, "model": "wise"}})
 
 
 @pytest.mark.ray

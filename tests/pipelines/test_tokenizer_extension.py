@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plumbline.models.load import load_base, load_merged, load_tokenizer
 from plumbline.models.reference import EMBEDDINGS, ModelReference
@@ -106,6 +107,17 @@ def test_every_later_stage_works_with_the_new_tokens(runs: Runs, file: Path) -> 
         old = torch.tensor([before.encode("Reverse the letters a b c.")])
         assert old.tolist() == [after.encode("Reverse the letters a b c.")]
         torch.testing.assert_close(load_base(words)(old).logits[..., :522], load_base(bare)(old).logits)
+
+        # What others load: one plain folder.
+        merged, plain = load_merged(words), str(runs.folder / "plain")
+        merged.save_pretrained(plain)
+        after.save_pretrained(plain)
+        reread = AutoModelForCausalLM.from_pretrained(plain), AutoTokenizer.from_pretrained(plain)
+        assert list((runs.folder / "plain").glob("*.bin")) == []
+        assert reread[1].encode(question[0]["content"]) == after.encode(question[0]["content"])
+        assert reread[1].decode(ids) == after.decode(ids)
+        assert len(reread[0].get_input_embeddings().weight) == len(reread[1]) == reread[0].config.vocab_size == 722
+        torch.testing.assert_close(reread[0](torch.tensor([ids])).logits, merged(torch.tensor([ids])).logits)
 
         # Stage 1 leaves the model as it is and moves rows; stage 2 moves both; what follows brings the rows along.
         rows, _, rows_folder = reference(workspace, "sft", "rows")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from plumbline.data.candidates import Candidates
 from plumbline.data.card import Tally
 from plumbline.data.card_page import render_html
 from plumbline.data.dataset import ROW_GROUP_ROWS, DatasetWriter
+from plumbline.data.measured import gather
 from plumbline.data.row import Form, Row
 from plumbline.data.rows import Annotation, Outcome, dataset_schema, tabulate, to_row
 from plumbline.data.sources import Origin
@@ -141,6 +143,71 @@ def test_card_counts_everything_once_and_its_page_is_safe_and_whole(tmp_path: Pa
     assert not page.links
     assert not {"script", "two", "link", "img"} & set(page.tags)
     assert page.tags.count("table") == 8
+
+
+def empty_card() -> dict[str, Any]:
+    return Tally([Origin("one", "/one")], [0], "messages").card()
+
+
+def test_the_page_tells_what_the_card_tells() -> None:
+    share = {"rows": 7, "share": 0.37, "target": 0.35, "distinct": 6, "maxEpochs": 2}
+    card = empty_card() | {
+        "dropped": {"near-duplicate": 12345},
+        "droppedBy": {"near-duplicate": "deduplicate.minhash"},
+        "tokens": {
+            "sampled": 2,
+            "mean": 9.5,
+            "answerMean": 3.5,
+            "total": 9876543,
+            "histogram": [{"below": 2**40, "rows": 0}],
+        },
+        "deduplication": {
+            "against": {"records": 77, "rows": 66, "dropped": {"<i>broken</i>": 11}},
+            "minhash": {
+                "dropped": 1,
+                "clusters": {"2": 1},
+                "largest": [{"rows": 2, "examples": [{"source": "<i>", "record": 3, "excerpt": "</pre><script>"}]}],
+            },
+        },
+        "selection": {
+            "method": "tags",
+            "comparison": [{"method": "random", "rows": 5, "tokens": 10**15, "answerTokens": 0, "shared": 0.5}],
+            "tags": {"distinct": 2, "meanOfRow": 1.5, "rows": {"<script>": 4}, "unread": {"not tagged: <b>": 3}},
+        },
+        "mix": {
+            "unit": "rows",
+            "rows": 7,
+            "leftOut": 4321,
+            "order": "shuffled",
+            "programming": share,
+            "sources": [{"name": "<img src=x>"} | share],
+            "bound": "the source '<img>' has 7 rows",
+            "missed": ["programming"],
+        },
+    }
+    text = render_html(card, "<script>")
+    page = Page()
+    page.feed(text)
+    assert not page.links
+    assert not {"script", "img", "i", "b"} & set(page.tags)
+    for words in (
+        "near-duplicate (deduplicate.minhash)", "12,345", "9,876,543", "66 of 77 records", "1,000,000,000,000,000", "4,321",
+        "the source &#x27;&lt;img&gt;&#x27; has 7 rows", "Too few rows to come nearer to programming.", "not tagged: &lt;b&gt;",
+        "with repeats the dataset has 7", "in order: shuffled",
+    ):  # fmt: skip
+        assert words in text
+    assert "width:100.0%" in text
+    assert "width:0" not in text, "what is not there has no bar"
+
+
+def test_vectors_are_gathered_in_a_file_and_numbers_in_memory(tmp_path: Path) -> None:
+    parts = [{"value": np.arange(n, dtype=float), "embedding": np.full((n, 3), n, np.float16)} for n in (4, 1, 5)]
+    told: list[tuple[int, int]] = []
+    found = gather(parts, 10, tmp_path, lambda done, of: told.append((done, of)))
+    assert found["value"].tolist() == [0, 1, 2, 3, 0, 0, 1, 2, 3, 4]
+    assert found["embedding"][:, 0].tolist() == [4] * 4 + [1] + [5] * 5
+    assert isinstance(found["embedding"], np.memmap)
+    assert told == [(4, 10), (5, 10), (10, 10)]
 
 
 def test_card_of_nothing_can_be_made() -> None:

@@ -142,6 +142,10 @@ def test_length_says_what_cannot_be() -> None:
         ("Сегодня хорошая погода, и мы идём гулять в парк всей семьёй.", "ru"),
         ("สวัสดีครับ วันนี้อากาศดี", "th"),
         ("用 Python 编写一个函数 sort_numbers(list)", "zh"),
+        ("在Python中使用pandas.DataFrame", "zh"),
+        ("Доброе утро, друзья мои", "ru"),
+        ("नमस्ते दुनिया, आप कैसे हैं", "hi"),
+        ("да", "und"),
         ("OK", "und"),
         ("12345 67890 + 42 = ?", "und"),
         ("```python\nfor i in range(10): print(i)\n```", "und"),
@@ -155,12 +159,26 @@ def test_detect(text: str, code: str) -> None:
 def test_language_is_noted_and_unwanted_ones_are_dropped() -> None:
     german = chat("Was ist das höchste Gebirge der Welt?", "Das höchste Gebirge der Welt ist der Himalaya in Asien.")
     noted = check_language(german, LanguageSpec())
-    assert (noted.language, noted.operations) == ("de", ("language",))
+    assert (noted.language, noted.operations) == ("de", ())  # nothing of it was changed
     assert check_language(noted, LanguageSpec()) is noted
     assert reason(check_language, german, LanguageSpec(keep=["en", "zh"])) == "unwanted language"
     short = chat("2+2", "4")
     assert check_language(short, LanguageSpec(keep=["en"])) is short
     assert reason(check_language, short, LanguageSpec(undetermined="drop")) == "language undetermined"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "language"),
+    [
+        ("查询所有在2020年之后注册的用户", "zh"),
+        ("Écris une requête SQL qui liste tous les clients.", "fr"),
+        ("List all customers who were there in 2020.", "en"),
+        ("Requête ?", None),
+    ],
+)
+def test_the_prompt_tells_the_language_of_code(prompt: str, language: str | None) -> None:
+    query = "SELECT * FROM users WHERE created_at > '2020-01-01' AND state IN (SELECT id FROM states WHERE name = 'x');"
+    assert check_language(chat(prompt, query), LanguageSpec()).language == language
 
 
 @pytest.mark.parametrize(
@@ -217,6 +235,10 @@ POEM = "Roses are red, and violets are blue, sugar is sweet, and so are you, sai
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
+        ("That is so funny: " + "ha" * 200, "answer loops"),
+        ("N" + "o" * 900, "answer loops"),
+        ("See " + "https://acme.org/" + "".join(random.Random(1).choices("abcdefghij", k=200)), None),
+        ("\n".join(f"    self.layer{i} = nn.Linear(10, 10)" for i in range(40)), None),
         ("I am happy to help. " * 12, "answer loops"),
         ("The answer is blue. Blue because of " + "the the " * 30, "answer loops"),
         ("它是一只猫。" + "很好，" * 20, "answer loops"),
@@ -251,6 +273,8 @@ def test_repetition(answer: str, expected: str | None) -> None:
         ("Flag?", "England: 🏴󠁧󠁢󠁥󠁮󠁧󠁿 " + "is a part of the United Kingdom and has a flag of its own. " * 12, None),
         ("Say hi", "@@##^^~~|||<<>>**@@##^^~~|||<<>>**@@##^^~~|||", "mostly symbols"),
         ("Redact it.", "....................", "mostly symbols"),
+        ("Dis-le", "«\u00a0Il a mangé\u00a0», ‘le fiancé’” café”… cliché—“", None),
+        ("1023 in binary?", "1111111111", None),
         ("Morse: SOS", "... --- ... / ... --- ... / ... --- ...", None),
         ("Convert to emoji", "😀😃😄😁", None),
         ("हिन्दी में लिखो", "नमस्ते दुनिया, यह एक परीक्षण वाक्य है जो काफी लंबा है।", None),
@@ -297,6 +321,19 @@ def test_zero_width_characters_are_taken_out_and_joiners_stay() -> None:
         ("Unfortunately, the shop will be closed today.", None),
         ("An AI cannot feel. As an AI language model would say: I cannot help.", None),
         ("这项服务无法提供退款，请联系商店。", None),
+        ("Hello! I'm sorry, but I won't be able to generate images.", "unable"),
+        ("Thank you for asking. As an AI, I cannot browse the web.", "unable"),
+        ("I’m afraid I can’t help with that.", "unsafe"),
+        ("I must respectfully decline.", "unsafe"),
+        ("It's not appropriate for me to write this.", "unsafe"),
+        ("<p>**I'm sorry, I cannot open files.**</p>", "unable"),
+        ("No input was provided.", "missing"),
+        ("I cannot recommend this book highly enough!", None),
+        ("I can't help but wonder what it is like.", None),
+        ("I don't have enough money to buy it.", None),
+        ("I won't give up on my dreams.", None),
+        ("We cannot predict the weather, but we can prepare for it.", None),
+        ('"I cannot help you," she said, and closed the door.', None),
         ("抱歉，我迟到了。", None),
     ],
 )
@@ -334,6 +371,7 @@ def test_refusals_that_are_wanted_stay() -> None:
         ("Explain the functions of ribosomes.", "They make proteins.", False),
         ("Write a letter.", "Dear Sir,\n\nI return the book.\n\nYours,\nAnn", False),
         ("x?", "x = 3", False),
+        ("Zeros?", "arr = np.zeros((2, 3, 4))", True),
     ],
 )
 def test_programming(prompt: str, answer: str, expected: bool) -> None:

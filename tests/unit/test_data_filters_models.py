@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast, RobertaConfig
 
 from plumbline.api.curation.filters import (
     AnnotateSpec,
@@ -22,11 +23,14 @@ from plumbline.api.curation.filters import (
     SafetySpec,
     TextbookSpec,
 )
+from plumbline.data.appraise import appraise
+from plumbline.data.candidates import Candidates
 from plumbline.data.filters import make_batch_filters
-from plumbline.data.filters.classifier import Classifier, QualityFilter, SafetyFilter
+from plumbline.data.filters.classifier import Classifier, QualityFilter, SafetyFilter, input_length
 from plumbline.data.filters.judge import filter_by_rating, judge_calls, label, rate
 from plumbline.data.filters.textbook import FEWEST, filter_textbook, text_of, train
 from plumbline.data.row import Reject, Row
+from plumbline.data.rows import Outcome, tabulate
 from plumbline.data.synthesis.program import Request
 from plumbline.errors import InvalidInput
 from plumbline.evaluation.journal import Reply
@@ -91,7 +95,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes folders with small random sequence classifiers."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import BertConfig, BertForSequenceClassification
 
     def make(name: str, **settings: Any) -> Path:
         folder = tmp_path_factory.mktemp("classifiers") / name
@@ -172,6 +176,30 @@ def test_long_rows_are_cut_and_texts_have_no_prompt(classifier: Callable[..., Pa
     rows = [chat("a " * 500, "f"), chat("a", "f " * 500), Row({"text": "a b c " * 100})]
     assert np.isfinite(model.scores(rows)).all()
     assert model.scores(rows)[1] == pytest.approx(model.scores([chat("a", "f " * 900)])[0])
+
+
+def test_a_model_reads_no_more_than_it_has_positions_for(classifier: Callable[..., Path]) -> None:
+    model = Classifier(
+        SafetySpec(model=str(classifier("positions", **LABELS)), label="unsafe"), WHERE
+    )  # 64, of 512 asked for
+    assert np.isfinite(model.scores([chat("a " * 500, "f " * 500)])).all()
+    assert input_length(RobertaConfig(max_position_embeddings=514, pad_token_id=1), 1024) == 512
+    assert input_length(RobertaConfig(max_position_embeddings=514, pad_token_id=1), 100) == 100
+
+
+def test_a_causal_classifier_without_a_pad_token_is_padded_all_the_same(
+    classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    letters = AutoTokenizer.from_pretrained(classifier("for its tokenizer", **LABELS))
+    config = GPT2Config(vocab_size=len(letters), n_embd=16, n_layer=2, n_head=2, n_positions=64, num_labels=1)
+    config.initializer_range = 1.0
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(
+        tokenizer_object=letters.backend_tokenizer, eos_token="[SEP]", unk_token="[UNK]"
+    ).save_pretrained(tmp_path)
+    model = Classifier(QualitySpec(model=str(tmp_path), min_score=0), WHERE)
+    rows = [chat("a", "f"), chat("a b c d e", "f g h i j"), chat("b", "g h")]
+    assert np.allclose(model.scores(rows), [model.scores([row])[0] for row in rows], atol=1e-5)
 
 
 def test_a_wrong_model_or_label_is_refused_in_words(classifier: Callable[..., Path], tmp_path: Path) -> None:
@@ -260,7 +288,54 @@ def test_a_planted_rating_does_not_win() -> None:
 def test_judged_rows_become_examples_for_the_textbook_classifier() -> None:
     rows = [chat(f"Question {i}", f"Answer {i}") for i in range(3)]
     labelled = label(rows, AnnotateSpec(), JUDGE, scripted("Rating: 4", "Rating: 3.5", "no idea"))
-    assert labelled == [(rows[0], True), (rows[1], False)]
+    assert labelled == ([(rows[0], True), (rows[1], False)], {"unreadable verdict": 1})
+
+
+def bad_answer(prompt: str, answer: str) -> Row:
+    turns = {"prompt": [{"role": "user", "content": prompt}], "completion": [{"role": "assistant", "content": answer}]}
+    return Row({**turns, "label": False})
+
+
+def test_a_bad_answer_that_is_labelled_so_is_no_reason_to_drop_it(classifier: Callable[..., Path]) -> None:
+    """KTO needs bad answers; filters for good ones would leave none. Its prompt can still be judged."""
+    rows = [chat("Q", "A"), bad_answer("Q", "worst"), chat("R", "B")]
+    kept = filter_by_rating(rows, RatingSpec(), JUDGE, scripted("Rating: 5", "Rating: 1"))
+    assert kept[1] is rows[1]
+    assert [isinstance(one, Row) for one in kept] == [True, True, False]
+    assert label(rows, AnnotateSpec(), JUDGE, scripted("Rating: 5", "Rating: 1"))[0] == [(rows[0], True), (rows[2], False)]
+
+    bad = bad_answer("a b", "f g")
+    spec = SafetySpec(model=str(classifier("labelled", **LABELS)), label="unsafe", max_score=-1)
+    assert SafetyFilter(spec, WHERE)([chat("a", "f"), bad])[1] is bad
+    quality = QualitySpec(model=str(classifier("labelled quality", num_labels=1)), min_score=1e9)
+    assert QualityFilter(quality, WHERE)([bad]) == [bad]
+    assert isinstance(SafetyFilter(spec.model_copy(update={"reads": "prompt"}), WHERE)([bad])[0], Reject)
+
+
+def test_a_textbook_classifier_without_examples_says_what_became_of_the_judged_rows(tmp_path: Path) -> None:
+    candidates = Candidates(tmp_path, "messages", [])
+    rows = [Outcome("s", i, row=chat(f"Q{i}", f"A{i}")) for i in range(150)]
+    for table in tabulate(iter(rows), "messages", 0, ()):
+        candidates.add(table)
+    steps: list[tuple[int, int]] = []
+    said: list[str] = []
+
+    def run(spec: FiltersSpec, *verdicts: Reply | str) -> dict[str, Any]:
+        return appraise(
+            candidates, spec, None, scripted(*verdicts), WHERE, said.append, lambda done, of: steps.append((done, of))
+        )
+
+    candidates.seal()
+    annotated = FiltersSpec(judge=JUDGE, textbook=TextbookSpec(annotate=AnnotateSpec(), min_accuracy=0.5))
+    verdicts = ["Rating: 5"] * 60 + ["hm"] * 70 + [Reply("", "", problem="timed out")] * 20
+    with pytest.raises(
+        InvalidInput, match=r"60 different positive and 0 negative .* 70 unreadable verdict, 20 not judged: timed"
+    ):
+        run(annotated, *verdicts)
+    card = run(annotated, *["Rating: 5"] * 70, *["Rating: 1"] * 70, *["hm"] * 10)
+    assert card["textbook"] | {"accuracy": 0} == {"accuracy": 0, "negative": 70, "positive": 70, "unreadable verdict": 10}
+    assert steps[-1] == (150, 150)
+    assert said[0] == "training the textbook classifier"
 
 
 def test_contradictions_are_said() -> None:

@@ -139,6 +139,42 @@ def test_dolly_leaves_code_alone() -> None:
     assert reason_of("dolly", {"instruction": "When?"}) == "missing field"
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("human", "gpt"), None),
+        (("Human ", " ChatGPT"), None),
+        (("user", "model"), None),
+        (("USER", "CHATBOT"), None),
+        (("user", "AI"), None),
+        (("user", "claude"), None),
+        (("user", "function-call"), "tool call"),
+        (("user", "tool_response"), "tool call"),
+        (("user", "narrator"), "unknown role"),
+    ],
+)
+def test_names_of_roles(names: tuple[str, str], expected: str | None) -> None:
+    record = {"conversations": [{"from": name, "value": text} for name, text in zip(names, "ab", strict=True)]}
+    if expected:
+        assert reason_of("sharegpt", record) == expected
+    else:
+        assert chat_of("sharegpt", record) == [user("a"), assistant("b")]
+    developer = {"messages": [{"role": "developer", "content": "s"}, user("a"), assistant("b")]}
+    assert chat_of("messages", developer)[0] == system("s")
+
+
+def test_a_chat_that_lost_turns_says_so() -> None:
+    turns = [assistant("hello"), user("a"), assistant("b"), user("bye")]
+    row = row_of("messages", {"messages": turns})
+    assert (row.content["messages"], row.operations) == (turns[1:3], ("turns",))
+    assert row_of("messages", {"messages": turns[1:3]}).operations == ()
+
+
+@pytest.mark.parametrize("history", [5, {"a": 1}, "text", [["only a prompt"]]])
+def test_a_malformed_history_is_a_reject(history: Any) -> None:
+    assert reason_of("alpaca", {"instruction": "a", "output": "b", "history": history}) == "malformed history"
+
+
 def test_messages_with_text_parts_and_what_it_rejects() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "value": "b"}]
     weighted = {"role": "user", "content": parts, "loss_weight": 0.0}
@@ -242,6 +278,17 @@ def test_pairs_rejects(record: dict[str, Any], reason: str) -> None:
     assert reason_of("pairs", record) == reason
 
 
+def test_hh_with_other_newlines_and_a_name_within_the_text() -> None:
+    record = {
+        "chosen": "\r\n\r\nHuman: Who says\nHuman: hi?\r\n\r\nAssistant: I.",
+        "rejected": "Human: Who says\nHuman: hi?\n\nAssistant: You.\n",
+    }
+    assert choose("auto", [record], "f:1", "pairs").name == "hh"
+    content = row_of("hh", record).content
+    assert content["prompt"] == [user("Who says\nHuman: hi?")]
+    assert (content["chosen"], content["rejected"]) == ([assistant("I.")], [assistant("You.")])
+
+
 def test_hh_rejects_what_is_no_transcript() -> None:
     assert reason_of("hh", {"chosen": "\n\nHuman: p\n\nAssistant: a", "rejected": "b"}) == "not a transcript"
     assert reason_of("hh", {"chosen": "\n\nHuman: p\n\nAssistant: a"}) == "missing field"
@@ -300,6 +347,16 @@ def test_kto_labels(record: dict[str, Any], label: bool | str) -> None:
         assert row_of("kto", record, "messages").content == {"messages": [user("p"), assistant("a")]}
     else:
         assert reason_of("kto", record, "messages") == "labelled as bad"
+
+
+@pytest.mark.parametrize("good", [1, 1.0, "1"])
+def test_numbers_are_verdicts_where_labels_are_asked_for(good: Any) -> None:
+    record = {"prompt": "p", "completion": "a", "label": good}
+    assert choose("auto", [record], "f:1", "labels").name == "kto"
+    assert choose("kto", [record], "f:1", "messages").name == "kto"
+    assert row_of("kto", record).content["label"] is True
+    assert row_of("kto", record | {"label": type(good)(0)}).content["label"] is False
+    assert reason_of("kto", record | {"label": 2}) == "no verdict"
 
 
 def test_a_class_number_is_no_verdict() -> None:
@@ -415,6 +472,32 @@ def test_oasst_leaves_out_bad_messages_and_what_follows_them(facts: dict[str, An
     assert row.content["messages"] == [user("q"), assistant("second")]
     (only,) = rows_of("oasst", tree() | facts)
     assert isinstance(only, Reject)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        1,
+        {"text": "a"},
+        {"role": "assistant"},
+        {"text": 1, "role": "assistant"},
+        {"text": "a", "role": "assistant", "replies": 3},
+    ],
+)
+def test_oasst_malformed_messages_are_rejects(broken: Any) -> None:
+    for form in ("messages", "rankings"):
+        found = rows_of("oasst", message("q", "prompter", broken, message("a", "assistant", rank=0)), form)  # type: ignore[arg-type]
+        assert isinstance(found[0], Reject)
+        assert found[0].reason == "malformed tree"
+        assert form != "messages" or isinstance(found[1], Row)
+
+
+def test_oasst_ranks_and_labels_of_any_number() -> None:
+    huge = {"quality": {"value": 10**400}}
+    record = message("q", "prompter", message("a", "assistant", rank=1.0), message("b", "assistant", rank=0.0, labels=huge))
+    best = row_of("oasst", record)
+    assert (best.content["messages"][1], best.score) == (assistant("b"), None)
+    assert row_of("oasst", record, "rankings").content["scores"] == [0.0, -1.0]
 
 
 def test_oasst_trees_that_are_not_ready_or_have_no_answer() -> None:

@@ -63,6 +63,12 @@ def test_clean_is_nfc_with_plain_newlines_and_no_control_characters() -> None:
     assert clean(" e\u0301\r\nx\ry\0\x1b\x7f\ufeff\tz ") == "é\nx\ny\tz"
 
 
+@pytest.mark.parametrize("text", ["\u200b", " \u200b\n\u200d ", "\u00ad", "\ufeff\u2060"])
+def test_what_shows_nothing_is_empty(text: str) -> None:
+    assert clean(text) == ""
+    assert clean(f"{text}\u0645\u06cc\u200c\u062e") != ""
+
+
 def test_clean_rejects_a_lone_surrogate_and_keeps_a_pair() -> None:
     assert clean(json.loads(r'"\ud83d\ude00"')) == "😀"
     with pytest.raises(Reject, match=r"U\+D83D"):

@@ -5,14 +5,19 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import http.server
 import io
 import json
 import os
+import pickle
 import random
+import tarfile
+import threading
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain, pairwise, repeat
 from pathlib import Path
 from typing import Any
@@ -24,10 +29,11 @@ import pytest
 
 from plumbline.api.stages.curate import SourceSpec
 from plumbline.builtin import skills
-from plumbline.data import inflate, json_stream, lines, sources
+from plumbline.data import inflate, json_stream, lines, rows, sources
 from plumbline.data import read as reading
-from plumbline.data.read import read_records, spans_of_lines
+from plumbline.data.read import read_records, spans_of_file
 from plumbline.data.records import MAX_RECORD, Broken, Item
+from plumbline.data.row import Row
 from plumbline.data.rows import Outcome
 from plumbline.data.sources import check_unchanged, find_parts, read_part
 from plumbline.data.spans import spans_of
@@ -69,9 +75,26 @@ def containers() -> dict[str, bytes]:
         "zstd lines": zstd(lines),
         "zstd in frames": zstd(lines[:70]) + zstd(lines[70:]),
         "zstd array": zstd(array),
+        "zstd after a frame to skip": b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstd(lines),
+        "array in an object": b'{"version": "1 \\" [", "n": 3.5, "data": ' + array + b', "more": [{}], "last": null}\n',
+        "blank lines before an object over several lines": b"\n\n"
+        + b"".join(json.dumps(r, indent=2).encode() + b"\n" for r in RECORDS),
         "one object over several lines each": b"".join(json.dumps(r, indent=2).encode() + b"\n" for r in RECORDS),
         "parquet": table.getvalue().to_pybytes(),
     }
+
+
+def archived() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.jsonl"))
+    return buffer.getvalue()
+
+
+def columns_twice() -> bytes:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"]), buffer)
+    return bytes(buffer.getvalue().to_pybytes())
 
 
 @pytest.mark.parametrize("name", containers())
@@ -160,6 +183,29 @@ def test_broken_elements_of_an_array(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
         (containers()["parquet"][:-9], "Parquet that cannot be read"),
         (containers()["parquet"][:40], "Parquet that cannot be read"),
+        (gzip.compress(containers()["parquet"], mtime=0), "is Parquet within gzip data; unpack it once"),
+        (zstd(containers()["gzipped lines"]), "is gzip within zstd data"),
+        (b"PARE" + containers()["parquet"][4:], "is an encrypted Parquet file"),
+        (columns_twice(), "has several columns of the name 'a'"),
+        (archived(), "is a tar archive"),
+        (gzip.compress(archived(), mtime=0), "is a tar archive"),
+        (pickle.dumps({"a": 1}, protocol=2), "is a Python pickle, which can run code"),
+        (pickle.dumps({"a": 1}), "is a Python pickle, which can run code"),
+        (b"SQLite format 3\0....", "is an SQLite database"),
+        (b"%PDF-1.4\n", "is a PDF document"),
+        (b"\xff\xff\xff\xffxx", "is an Arrow stream"),
+        ('{"a": 1}'.encode("utf-16-le"), r"is UTF-16 \(it has no byte order mark\) text; .*iconv -f UTF-16LE"),
+        ('{"a": 1}'.encode("utf-16-be"), "iconv -f UTF-16BE"),
+        (b'{"version": 1, "data": [{"a": 1}], "more": 2', "} is expected"),
+        (b'{"data": [{"a": 1}]}\n{"data": []}', "text after the closing }"),
+        (b"a,b\n1,2\n", "looks like CSV: let its name end in .csv"),
+        (b"<!DOCTYPE html>\n<p>", "looks like an HTML page"),
+        (b"<?xml version='1.0'?>", "looks like XML"),
+        (b"- a: 1\n  b: 2\n", "looks like YAML"),
+        (b"{'a': None}\n{'a': 1}\n", "looks like Python literals"),
+        (b"Once upon a time.\n", "looks like plain text"),
+        (b'{"a": 1}\r{"a": 2}\r', "looks like lines that end in a carriage return only"),
+        (b'{"a": 1},\n{"a": 2},\n', "looks like the elements of a JSON array without its brackets"),
     ],
 )
 def test_damaged_files_always_fail(tmp_path: Path, data: bytes, message: str, bad_records: str) -> None:
@@ -182,7 +228,7 @@ def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"none\.jsonl does not exist"):
         read(str(tmp_path / "none.jsonl"))
     with pytest.raises(InvalidInput, match=r"spec\.x\.sources\[0\]\.uri: no file matches"):
-        find_parts([SourceSpec(uri=str(tmp_path / "none.jsonl"))], None, 0, "spec.x")
+        find_parts([SourceSpec(uri=str(tmp_path / "none.jsonl"))], None, 0, ["spec.x.sources[0]"])
 
 
 def test_parquet_without_the_right_columns(tmp_path: Path) -> None:
@@ -199,8 +245,120 @@ def test_parquet_of_messages(tmp_path: Path) -> None:
     assert outcome.row.licence == "MIT"
 
 
+def test_a_value_of_parquet_that_cannot_be_read_is_one_broken_row(tmp_path: Path) -> None:
+    offsets, text = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xe9b")
+    texts = pa.Array.from_buffers(pa.string(), 3, [None, offsets, text])
+    times = pa.array([0, 0, 2**62], pa.timestamp("us"))
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"instruction": texts, "output": ["x"] * 3, "at": times}), path)
+    with pytest.raises(InvalidInput, match=r"a\.parquet:2: invalid UTF-8: .*0xe9"):
+        read(path)
+    items = read(path, "skip")
+    assert [value.reason if isinstance(value, Broken) else value["instruction"] for *_, value in items] == [
+        "a",
+        "invalid UTF-8",
+        "unreadable value",
+    ]
+    assert [line for _, line, _ in items] == [1, 2, 3]
+
+
+def test_chats_of_parquet_in_every_layout(tmp_path: Path) -> None:
+    fields = ["role", "content", "from", "value"]
+    turn = pa.struct([(name, pa.string()) for name in fields])
+    both = [
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+        [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+    ]
+    mapped = pa.list_(pa.map_(pa.string(), pa.large_string()))
+    for name, column in {
+        "both spellings": pa.array(both, pa.list_(turn)),
+        "maps": pa.array([[list(turn.items()) for turn in both[0]]], mapped),
+        "fixed": pa.array(both[:1], pa.list_(turn, 2)),
+        "large": pa.array(both[:1], pa.large_list(turn)),
+    }.items():
+        pq.write_table(pa.table({"conversations": column}), tmp_path / f"{name}.parquet")
+        found = outcomes(SourceSpec(uri=str(tmp_path / f"{name}.parquet")))
+        assert [[turn["content"] for turn in o.row.content["messages"]] for o in found] == [["q", "a"]] * len(column), name
+    coded = pa.table(
+        {"instruction": pa.array(["q", "q"]).dictionary_encode(), "output": pa.array(["a", None], pa.string_view())}
+    )
+    pq.write_table(coded, tmp_path / "coded.parquet")
+    assert [o.reason for o in outcomes(SourceSpec(uri=str(tmp_path / "coded.parquet")))] == [None, "not text"]
+
+
+def test_tables_are_bounded_by_characters_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "TABLE_CHARACTERS", 100)
+    found = [Outcome("s", i, row=Row({"text": "x" * 30})) if i % 2 else Outcome("s", i, reason="r") for i in range(20)]
+    tables = list(rows.tabulate(found, "text", 0))
+    assert [table.num_rows for table in tables] == [8, 8, 4]
+    assert pa.concat_tables(tables)["record"].to_pylist() == list(range(20))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "a", "response": "b", "category": "x\ud800"},
+        {"instruction": "a", "output": "b", "id": "\ud800"},
+        {"text": "q", "role": "prompter", "replies": [{"text": "a", "role": "assistant", "message_id": "\ud800"}]},
+        {"text": "q", "role": "prompter", "replies": [{"text": "a", "role": "assistant"}], "tree_state": "\ud800"},
+    ],
+)
+def test_what_a_record_says_of_itself_never_stops_the_stage(tmp_path: Path, record: dict[str, Any]) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps(record))
+    found = outcomes(SourceSpec(uri=path))
+    assert [outcome.row for outcome in found] == [None]
+    assert next(rows.tabulate(found, "messages", 0)).num_rows == 1
+
+
+def test_files_that_tell_about_the_data_are_left_out_beside_them(tmp_path: Path) -> None:
+    for name in ("README.md", "LICENSE", "dataset_infos.json", "_SUCCESS"):
+        write(tmp_path / name, "about")
+    write(tmp_path / "a.jsonl", LINES[0])
+    assert [outcome.source for outcome in outcomes(SourceSpec(uri=str(tmp_path)))] == [f"{tmp_path.name}/a.jsonl"]
+    with pytest.raises(InvalidInput, match=r"README\.md:1: broken JSON"):
+        outcomes(SourceSpec(uri=str(tmp_path / "README.md")))
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """The address of the folder on a server that sends files only whole."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_files_of_a_web_server_without_ranges(tmp_path: Path, web: str) -> None:
+    text = "".join(json.dumps({"instruction": f"{web}/a.jsonl/{i} {'x' * 1000}", "output": "b"}) + "\n" for i in range(8000))
+    write(tmp_path / "a.jsonl", text)  # more than a block; its links must not make it a folder
+    found = outcomes(SourceSpec(uri=f"{web}/a.jsonl"))
+    assert [outcome.reason for outcome in found] == [None] * 8000
+    write(tmp_path / "a.csv", "instruction,output\na,b\n")
+    assert [o.row.prompts for o in outcomes(SourceSpec(uri=f"{web}/a.csv?signature=1.x"))] == [["a"]]
+
+
+def test_errors_of_a_remote_file_system_are_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"memory://{os.urandom(8).hex()}/a.jsonl"
+    with fsspec.open(path, "w") as stream:
+        stream.write("\n".join(LINES))
+
+    def lost(*_: Any) -> None:
+        raise EOFError("payload is not complete")
+
+    monkeypatch.setattr(reading, "check_kind", lost)
+    with pytest.raises(PlumblineError, match=r"a\.jsonl cannot be read now: payload is not complete") as caught:
+        read(path)
+    assert not isinstance(caught.value, InvalidInput)
+
+
 def outcomes(source: SourceSpec, makes: str = "messages") -> list[Any]:
-    _, parts = find_parts([source], None, 0, "spec")
+    _, parts = find_parts([source], None, 0, ["spec.sources[0]"])
     return [outcome for part in parts for outcome in read_part(part, makes)]  # type: ignore[arg-type]
 
 
@@ -219,7 +377,9 @@ def test_provenance_of_folders_globs_and_equal_names(tmp_path: Path) -> None:
         "train.jsonl/x/train.jsonl",
         "train.jsonl/y/train.jsonl",
     ]
-    origins, _ = find_parts([SourceSpec(uri=f"{tmp_path}/{d}/train.jsonl") for d in "xy"], None, 0, "spec")
+    origins, _ = find_parts(
+        [SourceSpec(uri=f"{tmp_path}/{d}/train.jsonl") for d in "xy"], None, 0, [f"spec.sources[{i}]" for i in range(2)]
+    )
     assert [origin.name for origin in origins] == ["train.jsonl", "train.jsonl (2)"]
 
 
@@ -318,8 +478,9 @@ def test_ragged_blank_and_undecodable_rows_of_a_csv(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('a,b\n1,2\n"3,4\n5,6\n', r"a\.csv:4: broken CSV"),
-        ("a,a\n1,2\n", "empty or repeated names"),
-        ("a,\n1,2\n", "empty or repeated names"),
+        ("a,a\n1,2\n", "repeated or several empty names"),
+        (",a, \n1,2,3\n", "repeated or several empty names"),
+        ("a,b\r1,2\r3,4\r", r"broken CSV \(new-line .*tr '\\r' '\\n'"),
         ("a,b\n", "holds no record"),
         ("", "holds no record"),
     ],
@@ -327,6 +488,46 @@ def test_ragged_blank_and_undecodable_rows_of_a_csv(tmp_path: Path) -> None:
 def test_broken_csv_always_fails(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         read(write(tmp_path / "a.csv", text), "skip")
+
+
+@pytest.mark.parametrize(
+    ("text", "record"),
+    [
+        ("instruction;output\na, b;c\n", {"instruction": "a, b", "output": "c"}),
+        ("instruction\toutput\na\tb\n", {"instruction": "a", "output": "b"}),
+        (",instruction,output\n0,a;,b\n", {"": "0", "instruction": "a;", "output": "b"}),
+        ("\n\ninstruction,output\na,b\n", {"instruction": "a", "output": "b"}),
+        ('{"instruction": "a", "output": "b"}\n', {"instruction": "a", "output": "b"}),
+        (' [\n{"instruction": "a", "output": "b"}]', {"instruction": "a", "output": "b"}),
+    ],
+    ids=["semicolons", "tabs", "the index of pandas", "blank lines", "JSON lines", "JSON array"],
+)
+def test_what_is_called_csv(tmp_path: Path, text: str, record: dict[str, str]) -> None:
+    assert [value for *_, value in read(write(tmp_path / "a.csv", text))] == [record]
+
+
+def test_a_header_that_is_not_utf8_is_not_blamed_on_the_first_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "instruction,output,pr\xe9nom\na,b,c\n".encode("latin-1"))
+    with pytest.raises(InvalidInput, match=r"a\.csv:1: the header has invalid UTF-8 \(byte 0xe9 at byte 21"):
+        read(path, "skip")
+
+
+@pytest.mark.parametrize("text", ['{"a": NaN, "b": [-Infinity, 1]}\n', '[{"a": NaN, "b": [-Infinity, 1]}]'])
+def test_what_is_not_a_number_is_nothing(tmp_path: Path, text: str) -> None:
+    assert [value for *_, value in read(write(tmp_path / "a.json", text))] == [{"a": None, "b": [None, 1]}]
+
+
+def test_one_bad_line_does_not_make_the_file_another(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", "# a comment\n" + LINES[0] + "\n")
+    assert [value for *_, value in read(path, "skip")][1:] == RECORDS[:1]
+    later = write(tmp_path / "b.jsonl", LINES[0] + "\na,b\n")
+    with pytest.raises(InvalidInput, match=r"b\.jsonl:2: broken JSON: .*set badRecords: skip"):
+        read(later)
+
+
+def test_json_lines_that_are_called_text_are_not_taken_for_text(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"a\.txt:1: the text is JSON; let the file's name end in \.jsonl"):
+        outcomes(SourceSpec(uri=write(tmp_path / "a.txt", "\n".join(LINES))))
 
 
 @pytest.mark.parametrize(
@@ -362,7 +563,7 @@ def test_a_text_unit_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(lines, "MAX_RECORD", 100)
     path = write(tmp_path / "a.txt", "some words\n" * 20)
     assert len(read(path)) == 20
-    with pytest.raises(InvalidInput, match=r"a document of more than .* set textUnit: line"):
+    with pytest.raises(InvalidInput, match=r"a\.txt:1: a document of more than .* set textUnit: line"):
         list(read_records(path, "skip", text_unit="document"))
 
 
@@ -455,7 +656,7 @@ def test_an_element_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(json_stream, "MAX_RECORD", 3 << 20)
     stream = io.BufferedReader(Endless(chain([b'[{"a": "'], repeat(b"x" * 65536))))
     with pytest.raises(InvalidInput, match="an element of more than 3 MiB"):
-        list(json_stream.elements(stream, "a.json", array=True))
+        list(json_stream.elements(stream, "a.json", "array"))
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
@@ -528,7 +729,7 @@ def test_a_file_that_changes_under_way_is_worth_another_try(
 def test_a_file_that_changed_since_the_stage_began(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write(path, "\n".join(LINES))
-    _, (part,) = find_parts([SourceSpec(uri=str(path))], None, 0, "spec")
+    _, (part,) = find_parts([SourceSpec(uri=str(path))], None, 0, ["spec.sources[0]"])
     grow(path)
     with pytest.raises(PlumblineError, match="changed while it was read"):
         list(read_part(part, "messages"))
@@ -585,11 +786,11 @@ def test_parts_of_a_big_file_give_the_rows_that_one_part_gives(tmp_path: Path, m
         monkeypatch.setattr(module, "SPAN_BYTES", 10_000)
     monkeypatch.setattr(reading, "spans_of", lambda path, size: spans_of(path, size, 10_000))
     monkeypatch.setattr("plumbline.data.spans._CHUNK", 1000)
-    _, parts = find_parts([source], None, 0, "spec")
+    _, parts = find_parts([source], None, 0, ["spec.sources[0]"])
     assert len(parts) > 5
     many: list[Outcome] = [outcome for part in parts for outcome in read_part(part, "messages")]
     assert many == one
-    _, limited = find_parts([source.model_copy(update={"limit": 1500})], None, 0, "spec")
+    _, limited = find_parts([source.model_copy(update={"limit": 1500})], None, 0, ["spec.sources[0]"])
     assert len(limited) == 1
     assert [o for part in limited for o in read_part(part, "messages")] == one[:1500]
 
@@ -608,6 +809,23 @@ def test_all_spans_are_read_in_the_format_of_the_file(tmp_path: Path, monkeypatc
     assert [o.reason for o in found] == [None] * 300 + ["missing field"] * 300
 
 
+@pytest.mark.parametrize("target", [1, 3000, 10_000])
+def test_row_groups_of_a_parquet_file_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: int) -> None:
+    path = tmp_path / "a.parquet"
+    values = [{"instruction": f"Say {random.Random(i).random()}.", "output": f"{i}"} for i in range(1000)]
+    pq.write_table(pa.Table.from_pylist(values), path, row_group_size=70, compression="none")
+    source = SourceSpec(uri=str(path))
+    (one,) = find_parts([source], None, 0, ["spec.sources[0]"])[1]
+    for module in (sources, reading):
+        monkeypatch.setattr(module, "SPAN_BYTES", target)
+    _, parts = find_parts([source], None, 0, ["spec.sources[0]"])
+    assert len(parts) > (14 if target == 1 else 2)
+    assert [outcome for part in parts for outcome in read_part(part, "messages")] == list(read_part(one, "messages"))
+    spans = spans_of_file(str(path), "line")
+    items = [item for span in spans for item in read_records(str(path), "fail", span=span)]
+    assert items == [(i, i + 1, value) for i, value in enumerate(values)]
+
+
 @pytest.mark.parametrize(
     ("name", "shared"),
     [("a.jsonl", True), ("a.txt", True), ("a.csv", False), ("a.json", False), ("a.jsonl.gz", False), ("a.parquet", False)],
@@ -620,8 +838,8 @@ def test_which_files_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         "a.jsonl.gz": containers()["gzipped lines"],
         "a.parquet": containers()["parquet"],
     }.get(name, containers()["lines"])
-    assert bool(spans_of_lines(write(tmp_path / name, data), "line")) == shared
-    assert not spans_of_lines(write(tmp_path / name, data), "document") or name == "a.jsonl"
+    assert bool(spans_of_file(write(tmp_path / name, data), "line")) == shared
+    assert not spans_of_file(write(tmp_path / name, data), "document") or name == "a.jsonl"
 
 
 def test_a_stamp_tells_a_rewritten_file(tmp_path: Path) -> None:

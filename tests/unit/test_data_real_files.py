@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[Form, str]] = {
 
 
 def outcomes_of(path: Path, form: Form) -> list[Outcome]:
-    _, parts = find_parts([SourceSpec(uri=str(path))], None, 0, "spec")
+    _, parts = find_parts([SourceSpec(uri=str(path))], None, 0, ["spec.sources[0]"])
     return [outcome for part in parts for outcome in read_part(part, form)]
 
 

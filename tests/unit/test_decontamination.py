@@ -124,6 +124,35 @@ def test_short_questions_must_be_a_turn_or_a_paragraph() -> None:
     assert found(short, "compute 12 + 7") == []
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Question: What happens if you crack your knuckles a lot?\nAnswer:",
+        "Please be brief. What happens if you crack your knuckles a lot? Thank you!",
+        "1) What happens if you crack your knuckles a lot?\n2) Who was Ada Lovelace?",
+        "- what happens if you\ncrack your knuckles a lot",
+    ],
+)
+def test_a_short_question_is_found_among_other_sentences(prompt: str) -> None:
+    of = index("What happens if you crack your knuckles a lot?", ngram=10)
+    assert found(of, prompt) == [0]
+    assert found(of, prompt.replace("a lot", "a lot at night")) == []
+    assert found(of, prompt.replace("What", "Tell me what").replace("what", "Tell me what")) == []
+
+
+def test_a_short_chinese_question_is_found_among_other_sentences() -> None:
+    of = index("中国的首都是哪里？")
+    assert found(of, "请回答：中国的首都是哪里？谢谢。") == [0]
+    assert found(of, "问题:中国的首都是哪里\n答案:") == [0]
+    assert found(of, "请问中国的首都是哪里有名？") == []
+
+
+def test_what_looks_like_a_short_question_costs_no_more_than_its_length() -> None:
+    of = index("Who wrote it, and when?")
+    assert found(of, "Who wrote it, and" + " ,;" * 200_000 + " when then?") == []
+    assert found(of, "Who wrote it, and" + " ,;" * 200_000 + " when?") == [0]
+
+
 def test_a_common_phrase_is_not_a_question() -> None:
     of = index("Which of the following is an example of a duty?")
     assert found(of, "Which of the following is an example of a mammal? A cat, a bee or a newt?") == []
@@ -226,6 +255,20 @@ def test_programs_are_found_under_other_names(shared: Path, alpaca: list[Row]) -
     written = json.loads(gzip.decompress((shared / "instruct" / "code_alpaca_2k.json.gz").read_bytes()))
     code = [row(r["instruction"], r["output"]) for r in written]
     assert not any(of.annotate(code).to_pylist())
+
+
+def test_a_short_program_is_compared_as_a_whole() -> None:
+    program = "def unique(l: list):\n    return sorted(list(set(l)))\n"
+    of = Index.build([Question("b", "0", ("Sorted unique elements of a list, please.",), program)], SPEC)
+
+    def held(answer: str) -> list[int]:
+        return found(of, "Write a function.", answer)
+
+    assert held("```python\ndef uniq(items: list):  # no repeats\n    return sorted(list(set(items)))\n```") == [0]
+    assert held("def uniq(items: list):\n    return sorted(list(items(set)))") == []
+    assert held("def uniq(items: list):\n    print(items)\n    return sorted(list(set(items)))") == []
+    tiny = Index.build([Question("b", "0", ("x",), "def f(x): return x")], SPEC)
+    assert found(tiny, "Write a function.", "def g(y): return y") == []
 
 
 def test_windows_of_programs_are_equal_under_renaming_only() -> None:
@@ -346,6 +389,25 @@ def test_further_benchmarks_of_any_fields(tmp_path: Path) -> None:
         load_benchmarks([], [bad], {str(tmp_path): "i"}, "x")
 
 
+def test_further_benchmarks_of_the_hub_are_read_at_the_planned_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"q": "one"}\n')
+    asked = []
+
+    def files(uri: str, split: str, where: str, planned: str | None) -> list[str]:
+        asked.append((uri, split, where, planned))
+        return [str(path)]
+
+    monkeypatch.setattr("plumbline.data.decontamination.benchmarks.hub_files", files)
+    uri = "hf://datasets/org/name"
+    spec = BenchmarkFilesSpec.model_validate({"name": "mine", "uri": uri, "fields": ["q"]})
+    [one] = load_benchmarks([], [spec], {uri: "commit:abc"}, "x.against")
+    assert [(item.id, item.texts) for item in one.items] == [("test.jsonl:1", ("one",))]
+    assert asked == [(uri, "test", "x.against[0].uri", "commit:abc")]
+
+
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
@@ -357,6 +419,10 @@ def test_further_benchmarks_of_any_fields(tmp_path: Path) -> None:
         (
             {"against": [{"name": "a", "uri": "x", "benchmark": "mmlu", "code": ["c"]}]},
             ("against[0].code", "goes with fields"),
+        ),
+        (
+            {"against": [{"name": "a", "uri": "hf://datasets/a/b", "benchmark": "mmlu"}]},
+            ("against[0].uri", "goes with fields"),
         ),
         ({"against": 2 * [{"name": "a", "uri": "x", "fields": ["q"]}]}, ("against[1].name", "names an earlier one")),
     ],

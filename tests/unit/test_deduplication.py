@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from plumbline.data.deduplication.clusters import Duplicates, Keep, drop_repeats, merge, ranks
+from plumbline.data.deduplication import semantic
+from plumbline.data.deduplication.clusters import Duplicates, Keep, drop_repeats, merge, ranks, split
 from plumbline.data.deduplication.exact import exact_groups
 from plumbline.data.deduplication.key import key_texts
-from plumbline.data.deduplication.minhash import MinHash, band_hashes
+from plumbline.data.deduplication.minhash import MinHash, band_hashes, border_hashes
 from plumbline.data.deduplication.near import REACH, near_duplicates, similarities
 from plumbline.data.deduplication.semantic import semantic_duplicates
-from plumbline.data.deduplication.shingles import Shingling
+from plumbline.data.deduplication.shingles import Shingling, count_words
 from plumbline.data.row import Row
 
 SHINGLES = Shingling(3, 3, 5)
@@ -38,12 +39,17 @@ class Texts:
 
     def groups(self, settings: MinHash, batch: int = 1000) -> np.ndarray:
         batches = [band_hashes(self.texts[i : i + batch], settings) for i in range(0, len(self.texts), batch)]
-        return near_duplicates(np.concatenate(batches), self.lengths, self, settings).groups
+        border = border_hashes(self.texts, settings)
+        return near_duplicates(np.concatenate(batches), self.lengths, self, settings, border).groups
 
 
 def brute_groups(texts: Texts, settings: MinHash) -> np.ndarray:
     pairs = np.array(list(itertools.combinations(range(len(texts.texts)), 2)))
-    alike = similarities(pairs, texts.lengths, texts, settings.shingling) >= settings.similarity
+    few = count_words(texts.texts) < settings.shingling.short_words
+    mixed = few[pairs[:, 0]] != few[pairs[:, 1]]
+    by_characters = similarities(pairs, texts.lengths, texts, settings.shingling.of_characters)
+    found = np.where(mixed, by_characters, similarities(pairs, texts.lengths, texts, settings.shingling))
+    alike = found >= settings.similarity
     return merge(np.arange(len(texts.texts)), pairs[alike])
 
 
@@ -63,14 +69,15 @@ def test_no_keys_and_one_key() -> None:
     assert exact_groups(np.zeros((1, 16), np.uint8)).tolist() == [0]
 
 
+@pytest.mark.parametrize("short_words", [3, 12])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_near_groups_are_those_of_all_pairs(seed: int) -> None:
+def test_near_groups_are_those_of_all_pairs(seed: int, short_words: int) -> None:
     """With bands of one row nearly every pair that shares a shingle is compared."""
     draw = np.random.default_rng(seed)
     originals = [words(size, seed * 100 + i) for i, size in enumerate(draw.integers(3, 60, 40))]
     copies = [[w if draw.random() > 0.04 else "y" for w in originals[i]] for i in draw.integers(0, 40, 120)]
     texts = Texts([" ".join(t) for t in (*originals, *copies)])
-    settings = MinHash(0.7, 40, 1, SHINGLES)
+    settings = MinHash(0.7, 40, 1, Shingling(3, short_words, 5))
     groups = texts.groups(settings)
     assert np.array_equal(groups, brute_groups(texts, settings))
     assert 40 <= len(set(groups.tolist())) < 150
@@ -179,6 +186,12 @@ def test_merging_follows_chains() -> None:
     assert merge(groups, np.array([[6, 1]])).tolist() == [0, 1, 2, 1, 4, 1, 1]
 
 
+def test_groups_are_cut_by_kind() -> None:
+    kinds = np.array([True, False, True, False, True, False])
+    assert split(np.array([0, 0, 0, 3, 3, 0]), kinds).tolist() == [0, 1, 0, 3, 4, 1]
+    assert split(np.arange(0), np.array([], bool)).tolist() == []
+
+
 def brute_semantic(vectors: np.ndarray, similarity: float, rank: np.ndarray) -> dict[int, int]:
     kept: list[int] = []
     instead: dict[int, int] = {}
@@ -205,6 +218,47 @@ def test_semantic_duplicates_are_near_to_the_row_that_stays(seed: int) -> None:
     assert np.array_equal(clustered.dropped, semantic_duplicates(vectors, 0.95, rank, clusters=10, seed=seed).dropped)
     assert 0.8 * len(found.dropped) < len(clustered.dropped) <= len(found.dropped) + 5
     assert ((vectors[clustered.dropped] * vectors[clustered.instead]).sum(1) >= 0.95 - 1e-6).all()
+
+
+@pytest.mark.parametrize("block", [1, 700, 5000])
+def test_semantic_duplicates_do_not_depend_on_how_many_are_compared_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    draw = np.random.default_rng(block)
+    vectors = np.repeat(draw.normal(size=(40, 8)), 4, axis=0) + draw.normal(size=(160, 8)) * 0.3
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    rank = ranks("longest", draw.integers(1, 99, 160))
+    monkeypatch.setattr(semantic, "BLOCK_SIMILARITIES", block)
+    found = semantic_duplicates(vectors, 0.9, rank)
+    assert dict(zip(found.dropped.tolist(), found.instead.tolist(), strict=True)) == brute_semantic(vectors, 0.9, rank)
+    assert 20 < len(found.dropped) < 140
+
+
+def test_a_cluster_of_like_rows_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def counting(near: np.ndarray, axis: int) -> np.ndarray:
+        compared.append(near.size)
+        return near.sum(axis=axis)
+
+    monkeypatch.setattr(semantic, "BLOCK_SIMILARITIES", 10_000)
+    monkeypatch.setattr(np, "count_nonzero", counting)
+    vectors = np.tile(np.float32([0.6, 0.8]), (5000, 1))
+    found = semantic_duplicates(vectors, 0.99, ranks("first", np.ones(5000)), clusters=1)
+    assert len(found.dropped) == 4999
+    assert compared == [10_000]
+
+
+def test_equal_rows_have_a_similarity_of_one() -> None:
+    vectors = np.random.default_rng(3).normal(size=(50, 384))
+    vectors = np.repeat((vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), 2, axis=0)
+    assert len(semantic_duplicates(vectors, 1, ranks("first", np.ones(100))).dropped) == 50
+
+
+def test_rows_of_another_kind_mean_something_else() -> None:
+    kinds = np.array([True, False, True, False])
+    found = semantic_duplicates(np.ones((4, 1), np.float32), 0.9, ranks("first", np.ones(4)), kinds=kinds)
+    assert (found.dropped.tolist(), found.instead.tolist()) == ([2, 3], [0, 1])
 
 
 def test_semantic_reference_rows_stay() -> None:

@@ -34,16 +34,19 @@ class Lab:
         type: ArtifactType,
         inputs: dict[str, list[Artifact]] | None = None,
         touched: dict[str, int] | None = None,
+        kind: str | None = None,
+        sources: list[dict[str, Any]] | None = None,
         **entry: Any,
     ) -> Artifact:
         """An artifact; with `touched`, question → rows left, it has a report on GSM8K."""
         self.made += 1
-        fingerprint, kind = f"f{self.made}", "curate" if "Dataset" in type else "sft"
+        fingerprint, kind = f"f{self.made}", kind or ("curate" if "Dataset" in type else "sft")
         self.workspace.acquire(fingerprint, "test")
         with self.workspace.create(
             kind=kind, fingerprint=fingerprint, stage=f"stage{self.made}", type=type, inputs=inputs or {}, holder="test"
         ) as writer:
             (writer.folder / "x").write_text("x")
+            writer.sources.extend(sources or [])
             if touched is not None:
                 items = {item: {"cover": 1.0, "rows": 2, "rowsLeft": left} for item, left in touched.items()}
                 values = {"benchmark": "gsm8k", "identity": "i1", "touchedItems": items} | entry
@@ -89,6 +92,22 @@ def test_what_nobody_compared_is_told(lab: Lab) -> None:
     assert lab.exposures(model)["maths"].status == "checked"
     (Path(checked.uri) / "manifest.json").unlink()
     assert lab.exposures(model)["maths"].unchecked == (f"{checked.fingerprint} (lost)",)
+
+
+def test_generated_questions_are_in_no_data_of_the_other_part_only(lab: Lab) -> None:
+    generated = {"uri": "builtin://skills", "identity": "skills:1", "rows": 9}
+    train = lab.add(ArtifactType.DATASET, sources=[generated | {"split": "train"}])
+    again = lab.add(ArtifactType.DATASET, {"dataset": [train]})
+    assert lab.exposures(lab.add(ArtifactType.MODEL, {"dataset": [again]}))["skills"] == Exposure(disjoint=True)
+    heldout = lab.add(ArtifactType.DATASET, sources=[generated | {"split": "heldout"}])
+    unknown = lab.add(ArtifactType.DATASET, sources=[generated])
+    of_file = lab.add(ArtifactType.DATASET, sources=[generated | {"split": "train"}, {"uri": "a.jsonl", "rows": 1}])
+    written = lab.add(ArtifactType.DATASET, {"dataset": [train]}, kind="synthesize")
+    for dataset in (heldout, unknown, of_file, written):
+        found = lab.exposures(
+            lab.add(ArtifactType.MODEL, {"dataset": [lab.add(ArtifactType.DATASET, {"dataset": [dataset]})]})
+        )
+        assert (found["skills"].status, found["skills"].unchecked) == ("not checked", (dataset.manifest["stage"],))
 
 
 def test_the_difference_is_that_of_the_scores_and_its_interval_covers_it() -> None:

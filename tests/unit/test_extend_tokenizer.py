@@ -10,6 +10,7 @@ import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from plumbline.api.crd import render
+from plumbline.api.stages.extend_tokenizer import ExtendTokenizerSpec
 from plumbline.api.stages.sft import EmbeddingsSpec, SftSpec
 from plumbline.api.stages.training import OptimizerSpec
 from plumbline.artifacts import ArtifactCorrupt
@@ -25,10 +28,11 @@ from plumbline.errors import InvalidInput
 from plumbline.external import TINY, tiny_folder
 from plumbline.models.corpus import TEXT, gather
 from plumbline.models.embeddings import Embeddings, with_new_rows
-from plumbline.models.extend import extend, unknown_id
-from plumbline.models.fertility import fertility
+from plumbline.models.extend import BATCH, batches, extend, unknown_id
+from plumbline.models.fertility import fertility, total
 from plumbline.models.load import load_base
 from plumbline.models.reference import ModelReference
+from plumbline.stages.extend_tokenizer import _lines
 from plumbline.training.batch import Sequence, collate
 from plumbline.training.embeddings import trained_embeddings
 from plumbline.training.engine import TrainEngine
@@ -194,9 +198,98 @@ def test_real_chinese_takes_far_fewer_tokens_a_character(shared: Path) -> None:
     assert found.after.pieces < 0.1 * found.before.pieces
     assert found.after.tokens == sum(len(ids_of(new, text)) for text in held_out)
     assert found.new <= found.after.tokens
-    assert 300 < found.used <= 3000
+    assert 300 < len(found.used) <= 3000
     for text in held_out:
         assert new.decode(ids_of(new, text)) == old.decode(ids_of(old, text)) == text
+
+
+GEORGIAN = ["ქართული", "ენა", "არის", "ერთი", "უძველესი", "ენათაგანი", "და", "მისი", "ანბანი", "თავისებურია"]
+
+
+def georgian(count: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(GEORGIAN, k=8)) for _ in range(count)]
+
+
+def with_pieces_across_characters() -> dict[str, Any]:
+    """A byte-level vocabulary that saw a little Georgian: some pieces end within a letter, some begin with a space."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=268, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[], show_progress=False
+    )
+    tokenizer.train_from_iterator([*georgian(20, seed=1), *ENGLISH[:2]], trainer)
+    return json.loads(tokenizer.to_str())
+
+
+@pytest.mark.parametrize("kind", [with_pieces_across_characters, sentencepiece_bpe, byte_level])
+def test_words_take_in_the_space_before_them_and_letters_are_whole(kind: Callable[[], dict[str, Any]]) -> None:
+    definition = kind()
+    made = extend(definition, georgian(300, seed=2), 300, 1.0, 16)
+    old, new = (Tokenizer.from_str(json.dumps(each)) for each in (definition, made.definition))
+    held_out = georgian(20, seed=3)
+    found = fertility(old, new, made.first, held_out)
+    assert found.before.pieces > 100
+    assert found.after.pieces == 0
+    assert found.after.tokens == 20 * 8, "one token a word, with its space"
+    for text in held_out:
+        after = ids_of(new, text)
+        assert [part for i in after for part in (made.parts[i - made.first] if i >= made.first else (i,))] == ids_of(
+            old, text
+        )
+        assert new.decode(after) == old.decode(ids_of(old, text))
+
+
+@pytest.mark.parametrize("kind", BPES)
+def test_joiners_do_not_break_words(kind: Callable[[], dict[str, Any]]) -> None:
+    definition, texts = kind(), ["می\u200cخواهم و نمی\u200cخواهم"] * 40
+    made = extend(definition, texts, 100, 1.0, 16)
+    old, new = (Tokenizer.from_str(json.dumps(each)) for each in (definition, made.definition))
+    found = fertility(old, new, made.first, texts[:1])
+    assert found.after.pieces == 0
+    if kind is sentencepiece_bpe:  # GPT-2's pattern cuts a word at the joiner
+        assert found.after.tokens == 2 + 1
+
+
+def test_a_normaliser_may_take_characters_apart() -> None:
+    """NFC, as in Qwen, writes these letters as two."""
+    definition = byte_level() | {"normalizer": {"type": "NFC"}}
+    texts = ["\u0958\u095b \u095e\u0958"] * 30
+    made = extend(definition, texts, 40, 1.0, 16)
+    old, new = (Tokenizer.from_str(json.dumps(each)) for each in (definition, made.definition))
+    assert fertility(old, new, made.first, texts).after.pieces == 0
+    assert new.decode(ids_of(new, texts[0])) == old.decode(ids_of(old, texts[0]))
+
+
+def test_older_files_write_merges_as_one_string() -> None:
+    older = byte_level()
+    older["model"]["merges"] = [" ".join(pair) for pair in older["model"]["merges"]]
+    assert extend(older, chinese(50, seed=1), 20, 0.9, 16) == extend(byte_level(), chinese(50, seed=1), 20, 0.9, 16)
+
+
+def test_texts_are_encoded_so_many_characters_at_a_time() -> None:
+    """An encoding takes a hundred times the memory of its text."""
+    texts = ["long" * 15_000, *(["short"] * 100_000), "long" * 100_000, "end"]
+    found = list(batches(texts))
+    assert [text for batch in found for text in batch] == texts
+    assert all(len(batch) == 1 or sum(map(len, batch)) <= BATCH for batch in found)
+    assert len(found) < 8
+
+
+def test_progress_is_told_to_the_end() -> None:
+    told: list[tuple[int, int]] = []
+    extend(byte_level(), chinese(50, seed=1), 100, 0.98, 16, lambda done, total: told.append((done, total)))
+    assert len({total for _, total in told}) == 1
+    assert [done for done, _ in told] == list(range(1, told[0][1] + 1))
+
+
+def test_a_token_that_two_sources_use_counts_once() -> None:
+    made = extend(byte_level(), chinese(100, seed=1), 60, 0.9, 16)
+    old, new = (Tokenizer.from_str(json.dumps(each)) for each in (byte_level(), made.definition))
+    halves = [fertility(old, new, made.first, chinese(20, seed=seed)) for seed in (1, 2)]
+    both = fertility(old, new, made.first, chinese(20, seed=1) + chinese(20, seed=2))
+    assert total(halves) == both
 
 
 def test_other_kinds_are_refused_in_words() -> None:
@@ -211,6 +304,30 @@ def test_other_kinds_are_refused_in_words() -> None:
     gap["added_tokens"][-1]["id"] += 5
     with pytest.raises(InvalidInput, match="are not taken"):
         extend(gap, ["text"], 10, 1.0, 16)
+
+
+def test_lines_that_hold_no_text_are_refused_with_their_place(tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    context: Any = SimpleNamespace(input=lambda name: None)
+    spec = ExtendTokenizerSpec(texts=[str(file)])
+    for line, words in (("{", "broken JSON"), ('{"text": null}', "the record has no `text`"), ("[1]", "not an object")):
+        file.write_text('{"text": "a\\nb"}\n' + line + "\n")
+        with pytest.raises(InvalidInput, match=words) as caught:
+            list(_lines(context, spec, "spec.stages[0].extendTokenizer"))
+        assert str(caught.value).startswith(f"spec.stages[0].extendTokenizer.texts[0]: {file}:2: ")
+        assert "name that stage as the dataset input" in str(caught.value)
+
+
+def test_the_contract_says_the_bound_that_it_holds() -> None:
+    stages = render()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["stages"]
+    field = stages["items"]["properties"]["extendTokenizer"]["properties"]["maxCharacters"]
+    assert field["minimum"] == 100_000
+    assert "ge" not in field, "no word of OpenAPI: pydantic puts a second bound of a type beside the first"
+
+
+def test_halves_of_surrogate_pairs_are_no_text() -> None:
+    learn, held_out = gather([("a", f"\ud83d{i}") for i in range(50)], 0.2, 10**6)
+    assert {text[0] for side in (learn, held_out) for text in side["a"]} == {"?"}
 
 
 def test_texts_are_held_out_by_what_they_are() -> None:

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import threading
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 
+from plumbline.api.stages.curate import CurateSpec
 from plumbline.errors import InvalidInput, PlumblineError
-from plumbline.external import SKILLS, TINY, check_model, expand, identity, model_identity, tiny_folder
+from plumbline.external import SKILLS, TINY, check_model, expand, identity, model_identity, pinned, tiny_folder
+from plumbline.models.load import base_folder
 
 
 @pytest.fixture
@@ -69,6 +72,15 @@ def test_remote_files_keep_their_scheme() -> None:
     with fsspec.open(f"memory://{bucket}/x/a.json", "w") as stream:
         stream.write("{ }")
     assert identity(f"memory://{bucket}/x") != before
+
+
+def test_files_of_an_archive_keep_the_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.json", "{}")
+        archive.writestr("b.json", "{}")
+    assert expand(f"zip://*.json::{tmp_path}/x.zip") == [f"zip://{name}.json::{tmp_path}/x.zip" for name in "ab"]
+    with fsspec.open(expand(f"zip://a.json::{tmp_path}/x.zip")[0]) as stream:
+        assert stream.read() == b"{}"
 
 
 def test_a_relative_path_lies_below_the_current_folder(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,3 +301,26 @@ def test_what_is_no_name_of_a_model_is_refused_without_the_hub(name: str) -> Non
 def test_a_place_that_cannot_be_reached_is_worth_another_attempt() -> None:
     with pytest.raises(PlumblineError, match=r"^where: 'sftp://127.0.0.1:9/x' cannot be (reached|opened)"):
         expand("sftp://127.0.0.1:9/x", "where")
+
+
+def test_models_of_a_stage_are_read_at_the_planned_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    semantic = {"model": "hf://org/embedder", "similarity": 0.9}
+    spec = CurateSpec.model_validate(
+        {"sources": [{"uri": "hf://datasets/org/set"}], "deduplicate": {"semantic": semantic}}, by_name=False, by_alias=True
+    )
+    found = pinned(spec, {"hf://org/embedder": "commit:abc", "hf://datasets/org/set": "commit:def"})
+    assert found.deduplicate.semantic is not None
+    assert found.deduplicate.semantic.model == "hf://org/embedder@abc"
+    assert found.sources == spec.sources  # those are read at their commit by other means
+    assert pinned(spec, {}) is spec
+
+    asked = []
+
+    def snapshot(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    base_folder("hf://org/embedder@abc")
+    base_folder("hf://org/embedder", "xyz")
+    assert asked == [("org/embedder", "abc"), ("org/embedder", "xyz")]

@@ -1,18 +1,25 @@
-"""Data sets of the hub: which commit a name means, which files hold a split. The hub itself is played by a folder."""
+"""Data sets of the hub: which commit a name means, which files hold a split. The hub is played by a folder, once by a server."""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import http.server
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from plumbline import hub
@@ -36,7 +43,6 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Put]:
         def __init__(self, **_: Any) -> None:
             super().__init__(path=str(tmp_path), fs=LocalFileSystem())
 
-    known = fsspec.registry.get("hf")
     fsspec.register_implementation("hf", Folder, clobber=True)
     monkeypatch.setattr(HfApi, "dataset_info", lambda self, name, revision, timeout: SimpleNamespace(sha=SHA))
 
@@ -47,11 +53,11 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Put]:
             path.write_text(texts.get(name, json.dumps({"instruction": name, "output": "a"})))
 
     yield write
-    fsspec.register_implementation("hf", known or "huggingface_hub.HfFileSystem", clobber=True)
+    fsspec.register_implementation("hf", HfFileSystem, clobber=True)
 
 
 def files(uri: str = "hf://datasets/org/name", split: str = "train") -> list[str]:
-    _, parts = find_parts([SourceSpec(uri=uri, split=split)], None, 0, "spec")
+    _, parts = find_parts([SourceSpec(uri=uri, split=split)], None, 0, ["spec.sources[0]"])
     found = [file for part in parts for file in part.files]  # type: ignore[union-attr]
     prefix = f"hf://datasets/org/name@{SHA}/"
     assert all(file.path.startswith(prefix) for file in found)
@@ -142,7 +148,7 @@ def test_what_cannot_be_found_is_said(put: Put) -> None:
 @pytest.mark.parametrize("uri", ["hf://org/name", "hf://datasets/name", "hf://datasets//name", "hf://datasets/"])
 def test_other_spellings_are_refused(uri: str) -> None:
     with pytest.raises(InvalidInput, match=r"is no data set of the hub; write hf://datasets/ORG/NAME"):
-        find_parts([SourceSpec(uri=uri)], None, 0, "spec")
+        find_parts([SourceSpec(uri=uri)], None, 0, ["spec.sources[0]"])
     with pytest.raises(InvalidInput, match="is no data set of the hub"):
         identity(uri)
 
@@ -152,7 +158,7 @@ def test_rows_are_read_at_the_planned_commit(put: Put, monkeypatch: pytest.Monke
     uri = "hf://datasets/org/name"
     assert identity(uri) == f"commit:{SHA}"
     monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha="f" * 40))  # the branch has moved on
-    origins, parts = find_parts([SourceSpec(uri=uri)], None, 0, "spec", {uri: f"commit:{SHA}"})
+    origins, parts = find_parts([SourceSpec(uri=uri)], None, 0, ["spec.sources[0]"], {uri: f"commit:{SHA}"})
     (outcome,) = (outcome for part in parts for outcome in read_part(part, "messages"))
     assert outcome.row is not None
     assert outcome.row.prompts == ["train.jsonl"]
@@ -185,3 +191,90 @@ def test_revisions_with_a_slash() -> None:
     named = hub.dataset("hf://datasets/org/name@refs%2Fpr%2F1/data", "")
     assert (named.name, named.revision, named.path) == ("org/name", "refs/pr/1", "data")
     assert named.root == "datasets/org/name@refs%2Fpr%2F1"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The hub's own answers about one data set, for its real client."""
+
+    protocol_version = "HTTP/1.1"
+    files: ClassVar[dict[str, bytes]] = {}
+    below = f"/api/datasets/org/name/tree/{SHA}"
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith(self.below):
+            self._answer(json.dumps(self._tree(path.removeprefix(self.below).strip("/"))).encode())
+        elif path.startswith("/api/datasets/org/name"):
+            self._answer(json.dumps({"id": "org/name", "sha": SHA}).encode())
+        elif path.startswith(f"/datasets/org/name/resolve/{SHA}/"):
+            data = self.files[path.removeprefix(f"/datasets/org/name/resolve/{SHA}/")]
+            first, _, last = self.headers.get("Range", f"bytes=0-{len(data) - 1}").removeprefix("bytes=").partition("-")
+            self._answer(data[int(first) : int(last) + 1], 206)
+        else:
+            self._answer(b"", 404)
+
+    def _tree(self, folder: str) -> list[dict[str, Any]]:
+        if "recursive=true" in self.path:
+            return [self._entry(name) for name in self.files]
+        inside = [name for name in self.files if name.rpartition("/")[0] == folder]
+        folders = {name.rpartition("/")[0] for name in self.files if "/" in name and not folder}
+        return [
+            *({"type": "directory", "oid": "1" * 40, "path": name} for name in sorted(folders)),
+            *map(self._entry, inside),
+        ]
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        return {
+            "type": "file",
+            "oid": hashlib.sha1(self.files[name]).hexdigest(),
+            "size": len(self.files[name]),
+            "path": name,
+        }
+
+    def _answer(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_the_real_client_against_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [{"instruction": f"Say {i}.", "output": "x"} for i in range(30)]
+    table = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(records[:20]), table)
+    lines = "".join(json.dumps(record) + "\n" for record in records[20:]).encode()
+    monkeypatch.setattr(
+        Hub,
+        "files",
+        {
+            "README.md": b"---\nlicense: mit\n---\n# Data",
+            "data/test-00000-of-00001.parquet": b"never read",
+            "data/train-00000-of-00002.parquet": table.getvalue().to_pybytes(),
+            "data/train-00001-of-00002.jsonl.gz": gzip.compress(lines),
+        },
+    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    HfFileSystem.clear_instance_cache()
+    try:
+        for uri in ("hf://datasets/org/name", "hf://datasets/org/name@v1/data/train*", "hf://datasets/org/name/data"):
+            assert identity(uri) == f"commit:{SHA}"
+            _, parts = find_parts([SourceSpec(uri=uri)], None, 0, ["spec.sources[0]"])
+            rows = [outcome.row for part in parts for outcome in read_part(part, "messages")]
+            assert [row and row.prompts for row in rows] == [[record["instruction"]] for record in records]
+        with pytest.raises(InvalidInput, match="the hub has no dataset 'org/none'"):
+            identity("hf://datasets/org/none")
+    finally:
+        HfFileSystem.clear_instance_cache()
+        server.shutdown()
+        server.server_close()

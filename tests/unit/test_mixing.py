@@ -68,6 +68,25 @@ def test_a_share_next_to_nothing_is_nothing() -> None:
     assert mixed(spec(programming=5e-324), (7, 3)).rows.size == 7
 
 
+@pytest.mark.parametrize("weight", [5e-324, 1e-9, 0.1, 1 / 3, 1e308])
+def test_weights_have_any_sum(weight: float) -> None:
+    result = mixed(spec(weights={"s0": weight, "s1": weight}), (60, 0), (40, 0))
+    assert [(line["rows"], line["target"]) for line in result.card["sources"]] == [(40, 0.5), (40, 0.5)]
+
+
+@pytest.mark.parametrize("programming", [0.1, 0.25, 1 / 3, 0.37, 0.6])
+@pytest.mark.parametrize("count", [2, 5, 9, 30, 47, 99, 150])
+def test_few_rows_come_as_near_as_whole_rows_can(count: int, programming: float) -> None:
+    """As many rows as come within one point of the share; where none do, the card says so."""
+    others, code = count - count // 2, count // 2
+    result = mixed(spec(programming=programming), (others, code))
+    off = abs(result.card["programming"]["share"] - programming)
+    possible = {(k, n - k) for n in range(1, count + 1) for k in range(n + 1) if k <= code and n - k <= others}
+    offs = [abs(k / (k + rest) - programming) for k, rest in possible]
+    assert off <= 0.01 or min(offs) > 0.01
+    assert result.card["missed"] == (["programming"] if off > 0.01 else [])
+
+
 def test_weight_zero_leaves_a_source_out() -> None:
     result = mixed(spec(weights={"s0": 0, "s1": 2}, programming=0.5), (50, 50), (40, 60))
     assert [line["rows"] for line in result.card["sources"]] == [0, 80]

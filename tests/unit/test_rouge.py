@@ -81,6 +81,14 @@ def test_exactly_the_threshold_is_not_above_it() -> None:
     assert pool.closest("a b c d e f g h y z") == (0, 0.8)
 
 
+def test_thresholds_of_many_digits_and_long_texts() -> None:
+    words = [f"w{i}" for i in range(3000)]
+    pool = RougePool(0.7000000000000001)
+    pool.add(" ".join(words[:2000]))
+    assert pool.closest(" ".join(words[600:2600])) is None  # F = 1400/2000 = 0.7
+    assert pool.closest(" ".join(words[599:2599])) == (0, 0.7005)
+
+
 def test_chinese_is_compared_by_characters() -> None:
     pool = RougePool()
     pool.add("请写一首关于春天的诗")

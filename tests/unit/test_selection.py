@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +133,25 @@ def test_k_center_is_greedy_whatever_the_blocks(seed: int, monkeypatch: pytest.M
     for budget in (Budget(rows=1), Budget(rows=20), Budget(tokens=600), Budget(rows=999)):
         chosen = choose_k_center(vectors, tokens, budget, seed).taken.tolist()
         assert chosen == plain_k_center(vectors, tokens, budget, first)
+
+
+@pytest.mark.parametrize("method", ["kCenter", "deita"])
+def test_memory_does_not_grow_with_the_budget(method: str, tmp_path: Path) -> None:
+    count, width = 4000, 1024
+    stored = np.lib.format.open_memmap(tmp_path / "e.npy", "w+", np.float16, (count, width))
+    stored[:] = units(count, width, 0)
+    tokens, value = lengths(count, 0), np.random.default_rng(0).random(count)
+    tracemalloc.start()
+    if method == "kCenter":
+        taken = choose_k_center(stored, tokens, Budget(rows=1500), 0).taken
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(deita, "BLOCK_ROWS", 256)
+            taken = choose_deita(value, stored, tokens, Budget(rows=1500), 0.9).taken
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(taken) == 1500
+    assert peak < 6e6 < 1500 * width * 4, "vectors of what is taken are not kept"
 
 
 def test_k_center_reaches_every_cluster_first() -> None:

@@ -12,7 +12,7 @@ from aiohttp import web
 from plumbline.data.synthesis import tokens
 from plumbline.data.synthesis.budget import Budget
 from plumbline.data.synthesis.calls import FAILURES_IN_A_ROW, Calls, worst
-from plumbline.data.synthesis.endpoint import Endpoint
+from plumbline.data.synthesis.endpoint import Endpoint, key_of
 from plumbline.data.synthesis.pace import Pace
 from plumbline.data.synthesis.program import SPENT, Request, Sampling, ask
 from plumbline.errors import InvalidInput, PlumblineError
@@ -184,8 +184,8 @@ def test_a_redirect_is_not_followed_with_the_key(serve: Serve, tmp_path: Path) -
         return web.Response(status=307, headers={"Location": f"{other.url}/chat/completions"})
 
     teacher = serve(fault=fault)
-    [reply] = asked(teacher, [question("q")], tmp_path, key="secret")
-    assert reply.problem == "refused by the teacher"
+    with pytest.raises(InvalidInput, match=r"spec\.teacher\.endpoint: .* redirects to http.*; give the base URL"):
+        asked(teacher, [question("q")], tmp_path, key="secret")
     assert not other.bodies
 
 
@@ -251,7 +251,9 @@ def test_prompts_that_do_not_fit_never_stop_the_others(serve: Serve, tmp_path: P
 def test_a_dead_endpoint_stops_the_stage_and_keeps_what_came(serve: Serve, tmp_path: Path) -> None:
     teacher = serve(fault=status(503, only="bad"))
     requests = [*(question(f"good{i}") for i in range(5)), *(question(f"bad{i}") for i in range(40))]
-    with pytest.raises(PlumblineError, match="10 calls in a row failed, the last: the teacher failed: HTTP 503") as caught:
+    with pytest.raises(
+        PlumblineError, match=r"10 calls in a row failed, the last: the teacher failed: HTTP 503.*run again to go on"
+    ) as caught:
         asked(teacher, requests, tmp_path, concurrency=2)
     assert not isinstance(caught.value, InvalidInput)
     assert len(Journal(str(tmp_path)).replies) == 5
@@ -274,9 +276,9 @@ def test_nobody_listens(serve: Serve, tmp_path: Path) -> None:
     [reply] = asked(teacher, [question("q")], tmp_path, delays=(0.01,))
     assert reply.problem == "the teacher failed"
     assert "Cannot connect" in reply.text
-    teacher.url = "http://[nonsense"
-    with pytest.raises(InvalidInput, match=r"spec\.teacher\.endpoint: .* is no URL"):
-        asked(teacher, [question("q")], tmp_path)
+    for teacher.url in ("http://[nonsense", "http://host..name/v1", f"http://{'a' * 300}/v1"):
+        with pytest.raises(InvalidInput, match=r"spec\.teacher\.endpoint: .* is no URL"):
+            asked(teacher, [question("q")], tmp_path)
 
 
 RUBBISH: list[Any] = [
@@ -438,3 +440,57 @@ def test_the_journal_in_a_remote_store_has_every_answer_that_was_given(serve: Se
     with pytest.raises(InvalidInput):
         asked_with(lambda judge: endpoint, journal, requests, 1)
     assert len(Journal(uri).replies) == 20
+
+
+def test_tries_for_nothing_count_and_the_budget_holds_them_too(serve: Serve, tmp_path: Path) -> None:
+    page = "<html>gateway " + "busy " * 200  # more than was asked for: as much as can be billed is counted
+
+    def fault(request: web.Request, body: Body, times: int) -> web.Response | None:
+        return web.Response(text=page) if times < 3 or "7" in prompt_of(body) else None
+
+    teacher = serve(fault=fault)
+    spent: list[int] = []
+    requests = [question(f"number {i}") for i in range(60)]
+    replies = asked(teacher, requests, tmp_path, budget=2000, calls=lambda calls: spent.append(calls.budget.spent))
+    billed = len(teacher.bodies) - len(teacher.answered)
+    assert spent[0] == billed * (2 + 64) + len(teacher.answered) * (2 + 2)
+    assert spent[0] <= 2000
+    assert spent[0] + worst(requests[-1]) > 2000, "as much as fits is used"
+    assert {reply.problem for reply in replies} == {None, "no chat completion", SPENT}
+
+
+def test_what_was_not_asked_says_how_much_it_lacked(serve: Serve, tmp_path: Path) -> None:
+    [reply] = asked(serve(), [question("q", max_tokens=4000)], tmp_path, budget=3000)
+    assert (reply.problem, reply.text) == (SPENT, f"3,000 tokens are left, the call could take {64 + 16 + 2 + 4000:,}")
+
+
+def test_an_answer_that_cannot_be_what_was_asked_for_is_no_answer(serve: Serve, tmp_path: Path) -> None:
+    teacher = serve(lambda body: "more of it " * (2000 if prompt_of(body) == "long" else 100))
+    requests = [question("long"), question("fine")]
+    for _ in range(2):  # it is paid, and not asked again
+        replies = asked(teacher, requests, tmp_path)
+        assert [reply.problem for reply in replies] == ["answer far longer than asked for", None]
+        assert replies[0].text.startswith("maxTokens is 64, and this has 22000 characters: more of it")
+        assert replies[0].completion_tokens == 6000
+        assert len(teacher.bodies) == 2
+
+
+def test_the_key_is_in_nothing_that_is_kept_also_where_the_server_repeats_it(serve: Serve, tmp_path: Path) -> None:
+    def fault(request: web.Request, body: Body, times: int) -> web.Response:
+        said = f"no: {request.headers['Authorization']}"
+        rubbish = prompt_of(body) == "rubbish"
+        return web.Response(text=said) if rubbish else web.json_response({"error": {"message": said}}, status=500)
+
+    replies = asked(serve(fault=fault), [question("rubbish"), question("error")], tmp_path, key="sk-123")
+    assert [reply.text for reply in replies] == ["no: Bearer …", "HTTP 500: no: Bearer … (4 tries)"]
+
+
+@pytest.mark.parametrize("key", ["", "  \n", "sk-1\nsk-2", "sk-\0", "ключ"])
+def test_a_key_that_is_none(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setattr("os.environ", {"K": key})
+    with pytest.raises(
+        InvalidInput, match=r"x\.keySecret: the environment variable K (is not set|holds a line break)"
+    ) as caught:
+        key_of("secret", "K", "x")
+    assert not key.strip() or key not in str(caught.value)
+    assert key_of(None, "K", "x") is None

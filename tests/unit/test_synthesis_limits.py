@@ -153,13 +153,24 @@ def test_tokens_are_spread_and_what_was_not_used_is_given_back() -> None:
 def test_silence_is_for_everybody_and_the_longest_holds() -> None:
     clock = Clock()
     pace = Pace(None, None, clock)
-    assert pace.silent() == 0
+    assert not pace.silent()
     pace.silence(20)
     pace.silence(5)
     clock.now += 8
-    assert pace.silent() == 12
+    assert pace.silent()
+    assert pace.turn(100) == 12
     clock.now += 60
-    assert pace.silent() == 0
+    assert not pace.silent()
+    assert pace.turn(100) == 0
+
+
+def test_after_a_silence_calls_are_spread_again() -> None:
+    clock = Clock()
+    pace = Pace(60, 6000, clock)
+    assert starts(pace, clock, [50] * 3) == [0, 1, 2]
+    pace.silence(30)
+    pace.give_back(100)  # two had not begun: they lost their places
+    assert starts(pace, clock, [50] * 2) == [30, 31]
 
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)

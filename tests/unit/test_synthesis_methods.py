@@ -18,12 +18,11 @@ from plumbline.data.rows import Outcome, to_table
 from plumbline.data.synthesis import METHODS
 from plumbline.data.synthesis.alpaca import tasks
 from plumbline.data.synthesis.answers import SYSTEM_PROMPTS
-from plumbline.data.synthesis.book import SURPLUS, Book
+from plumbline.data.synthesis.book import BARREN_ROUNDS, SURPLUS, Book
 from plumbline.data.synthesis.evol_instruct import OPERATIONS, differ
 from plumbline.data.synthesis.program import SPENT, Request, drive
 from plumbline.data.synthesis.screening import Screen
 from plumbline.data.synthesis.seeds import SeedRows
-from plumbline.data.synthesis.self_instruct import BARREN_ROUNDS
 from plumbline.data.synthesis.textbook import exercise
 from plumbline.evaluation.journal import Reply
 
@@ -126,10 +125,18 @@ def test_explained_answers_keep_their_system_prompts_which_vary() -> None:
     prompts = Counter(row.content["messages"][0]["content"] for row in kept(book))
     assert set(prompts) <= set(SYSTEM_PROMPTS)
     assert len(prompts) > 8
+    assert len(set(SYSTEM_PROMPTS)) == 16
     again = made({"explain": {}}, rows[::-1], lambda request: "x")  # a prompt of a row's own, not of its place
     assert {row.parents: row.operations for row in kept(again)} == {row.parents: row.operations for row in kept(book)}
     book = made({"explain": {"systemPrompts": ["Say why."]}}, rows, lambda request: "x")
     assert {row.content["messages"][0]["content"] for row in kept(book)} == {"Say why."}
+
+
+def test_a_large_synthesis_shows_rows_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plumbline.data.synthesis.seeds.BATCH", 7)
+    rounds: list[int] = []
+    book = made({"distill": {}, "rows": 18}, [chat(f"p{i}", "a", f"r{i}") for i in range(40)], lambda request: "b", rounds)
+    assert (book.rows, rounds) == (18, [7, 7, 4])
 
 
 # evolInstruct
@@ -186,6 +193,7 @@ def test_operations_are_drawn_evenly_and_named() -> None:
         ("unreadable verdict", evolving(verdict=lambda a, b: "I cannot say")),
         ("the teacher is sorry", evolving(answer=lambda text: "Sorry, I do not know that.")),
         ("answer without content", evolving(answer=lambda text: "... it is, and so was the other !")),
+        ("answer without content", evolving(answer=lambda text: "It's what they don't, isn’t it? ___")),
         ("repeats words of our prompt", evolving(change=lambda text: f"Rewritten prompt: {text}")),
         ("truncated reply", evolving(change=lambda text: Reply("on and on", "length"))),
     ],
@@ -299,6 +307,8 @@ def test_output_comes_first_for_classifications_and_input_first_for_others() -> 
     ("line", "reason"),
     [
         ("Go home", "instruction too short"),
+        ("Don't go-home now", "instruction too short"),  # three words, as Self-Instruct counts them
+        ("$5 is how many euros today", "begins with punctuation"),
         ("Tell me " + "more and " * 75, "instruction too long"),
         ("Draw a house beside the river", "not a task for text"),
         ("Describe the picture in three words", "not a task for text"),
@@ -340,6 +350,8 @@ def test_a_cut_list_loses_its_last_item_only() -> None:
         ("Example\nInput: a thing\nOutput: A  thing", {"output repeats the input"}),
         ("Example\nInput: a thing\nOutput: as follows:", {"ends with a colon"}),
         ("Example\nInput: x\nOutput: a\nExample\nInput: X\nOutput: b", {"one input with different outputs"}),
+        ("Input: x\nInput: X\nOutput: x", {"empty output", "output repeats the input"}),
+        ("Input: x\nOutput: a\nOutput: b", {"a part comes twice"}),
         (Reply("Example\nInput: a thing\nOutput: it goes", "length"), {"cut off"}),
     ],
 )
@@ -347,7 +359,7 @@ def test_bad_instances_are_counted_and_barren_rounds_end_it(instance: str | Repl
     book = self_instructed(4, instructor(instance=instance))
     assert book.rows == 0
     assert set(dropped(book)) == reasons
-    assert dropped(book).total() == BARREN_ROUNDS * 8
+    assert dropped(book).total() == BARREN_ROUNDS * 8 * len(reasons)
 
 
 def test_at_most_five_instances_and_repeated_ones_once() -> None:
@@ -356,6 +368,13 @@ def test_at_most_five_instances_and_repeated_ones_once() -> None:
     assert book.rows == 5
     assert dropped(book)["repeated instance"] == 2
     assert dropped(book)["more instances than asked for"] == 2
+
+
+@pytest.mark.parametrize("name", ["selfInstruct", "alpaca"])
+def test_no_seed_asks_for_nothing(name: str) -> None:
+    rounds: list[int] = []
+    made({name: {}}, [chat("", "", "r")], lambda request: "9. Tell me something about tea", rounds)
+    assert rounds == []
 
 
 @pytest.mark.parametrize("name", ["selfInstruct", "alpaca"])
@@ -419,7 +438,8 @@ def test_alpaca_reads_whole_tasks() -> None:
     assert second.prompts[0].endswith("\n\nhot")
     assert second.answers == ["cold"]
     assert len(first.parents) == 3
-    assert tasks(ALPACA, cut=True)[2] == ("Repeat {a} after {c}", "same", "same")
+    assert tasks(ALPACA, cut=True)[2] == [("instruction", "Repeat {a} after {c}"), ("input", "same"), ("output", "same")]
+    assert tasks("1. Instruction: Say a\n1. Output: a", cut=True) == [[("instruction", "Say a")]]
 
 
 # textbook
@@ -466,6 +486,11 @@ def test_the_best_sample_is_kept_with_its_reward() -> None:
     book = made({"selfImprove": REWARDED}, [chat("1 + 1?", "2", "r")], improving(["3", "2", "2", "4"]))
     (row,) = kept(book)
     assert (row.answers, row.score, row.parents, row.operations) == (["2"], 1.0, ("r",), ("best of 4",))
+
+
+def test_all_scores_are_kept_to_tell_what_choosing_brought() -> None:
+    book = made({"selfImprove": REWARDED}, [chat("1 + 1?", "2", "r")], improving(["3", "2", "2", "4"]))
+    assert sorted(book.scores) == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_no_sample_good_enough() -> None:

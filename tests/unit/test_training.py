@@ -208,6 +208,12 @@ def test_schedule_and_data_order() -> None:
     assert sorted(batch_indices(0, 3, 7, 0)[:6]) == [0, 0, 1, 1, 2, 2]  # a batch larger than the data
 
 
+def test_without_shuffling_each_epoch_goes_in_the_order_of_the_rows() -> None:
+    seen = [i for step in range(7) for i in batch_indices(step, 5, 3, seed=4, shuffle=False)]
+    assert seen == [*range(5)] * 4 + [0]
+    assert batch_indices(2, 5, 3, 0, shuffle=False) == [1, 2, 3], "a step's rows follow from its number alone"
+
+
 def test_reference_is_the_starting_adapter() -> None:
     batch = collate([[chats(1)[0]]])
     engine = new_engine()
@@ -220,7 +226,9 @@ def test_reference_is_the_starting_adapter() -> None:
     assert not torch.allclose(before, after, atol=1e-3)
 
 
-def run_training(folder: Path, stop_after: int | None = None, every: int = 3) -> dict[str, torch.Tensor]:
+def run_training(
+    folder: Path, stop_after: int | None = None, every: int = 3, shuffle: bool = True
+) -> dict[str, torch.Tensor]:
     """Eight steps; with `stop_after`, dies there as a killed process would."""
     sequences = chats(64)
 
@@ -230,7 +238,7 @@ def run_training(folder: Path, stop_after: int | None = None, every: int = 3) ->
     def source(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
         if step == stop_after:
             raise Killed
-        units = [[sequences[i]] for i in batch_indices(step, 64, 8, 0)]
+        units = [[sequences[i]] for i in batch_indices(step, 64, 8, 0, shuffle)]
         return [micro_batches(units, micro_batch_tokens=256, row_tokens=64)], {}
 
     store = CheckpointStore(str(folder))
@@ -245,11 +253,12 @@ def run_training(folder: Path, stop_after: int | None = None, every: int = 3) ->
     return latest.parameters
 
 
-def test_resumed_run_ends_bit_equal(tmp_path: Path) -> None:
-    straight = run_training(tmp_path / "straight")
-    run_training(tmp_path / "killed", stop_after=2)
-    run_training(tmp_path / "killed", stop_after=5)
-    resumed = run_training(tmp_path / "killed")
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_resumed_run_ends_bit_equal(tmp_path: Path, shuffle: bool) -> None:
+    straight = run_training(tmp_path / "straight", shuffle=shuffle)
+    run_training(tmp_path / "killed", stop_after=2, shuffle=shuffle)
+    run_training(tmp_path / "killed", stop_after=5, shuffle=shuffle)
+    resumed = run_training(tmp_path / "killed", shuffle=shuffle)
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 

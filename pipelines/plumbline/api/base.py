@@ -115,6 +115,10 @@ class StageSpec(SpecModel):
         """The artifact type that this stage produces."""
         return self.output or ArtifactType(self.produces)  # type: ignore[attr-defined]
 
+    def reads(self, role: str) -> bool:
+        """Whether the stage has a use for an input. One without is not filled by default."""
+        return True
+
     def external_uris(self) -> dict[str, str]:
         """Inputs from outside the run, by field path below the block: `{"sources[0].uri": "s3://…"}`."""
         return {}

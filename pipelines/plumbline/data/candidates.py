@@ -29,8 +29,9 @@ class Candidates:
 
     def __init__(self, folder: Path, form: Form, facts: Sequence[str]) -> None:
         self.form = form
+        self.folder = folder
         self._path = folder / "rows.arrow"
-        self._names = ("part", "characters", "score", *facts)
+        self._names = ("part", "characters", "score", *(["label"] if form == "labels" else []), *facts)
         self._chunks: dict[str, list[np.ndarray]] = {name: [] for name in self._names}
         self._writer: pa.ipc.RecordBatchFileWriter | None = None
         self._starts = [0]
@@ -38,11 +39,15 @@ class Candidates:
         self._changed: set[str] = set()
         self.reasons: list[str] = []
         """Names of the reasons why rows were dropped."""
+        self.dropped_by: dict[str, str] = {}
+        """Reason → field of the stage's block that dropped rows for it; without those for which a record is no row."""
 
     def add(self, table: pa.Table) -> None:
         """More rows: a working table."""
         if self._writer is None:
             self._writer = pa.ipc.new_file(str(self._path), table.schema)
+        for fate in table.group_by(["reason", "dropped_by"]).aggregate([]).drop_null().to_pylist():
+            self.dropped_by[fate["reason"]] = fate["dropped_by"]
         for batch in table.combine_chunks().to_batches(max_chunksize=BATCH_ROWS):
             self._writer.write_batch(batch)
             self._starts.append(self._starts[-1] + batch.num_rows)
@@ -89,10 +94,18 @@ class Candidates:
         """(m,) numbers of the rows that are not dropped, ascending."""
         return np.flatnonzero(self._reason == 0)
 
-    def drop(self, rows: np.ndarray, reason: str) -> None:
-        """Drop rows; what is dropped already keeps its reason."""
+    def drop(self, rows: np.ndarray, reason: str, by: str | None = None) -> None:
+        """Drop rows; what is dropped already keeps its reason.
+
+        Args:
+            rows: (m,) numbers.
+            reason: they are counted by it.
+            by: field of the stage's block that drops them.
+        """
         chosen = rows[self._reason[rows] == 0]
         self._reason[chosen] = self._code(reason)
+        if by is not None:
+            self.dropped_by[reason] = by
 
     def reason_of(self, rows: np.ndarray) -> np.ndarray:
         """(m,) 0 for a kept row, else 1 + its place in `reasons`."""

@@ -77,12 +77,14 @@ class Tally:
             if wanted > 0:
                 few = table.filter(pc.equal(table["reason"], reason)).slice(0, wanted)
                 self._examples[reason] += [
-                    {"source": row["source"], "record": row["record"], "excerpt": row["excerpt"] or self._opening(row)}
+                    {"source": row["source"], "record": row["record"], "excerpt": self._excerpt(row)}
                     for row in few.to_pylist()
                 ]
 
-    def _opening(self, values: dict[str, Any]) -> str:
-        return " / ".join(to_row(values, self._form).texts)[:EXCERPT]
+    def _excerpt(self, values: dict[str, Any]) -> str:
+        """What reading noted; of a row that was dropped later its own opening."""
+        found: str | None = values["excerpt"]
+        return " / ".join(to_row(values, self._form).texts)[:EXCERPT] if found is None else found
 
     def card(self) -> dict[str, Any]:
         """The card: plain JSON values, in an order that follows from the counts alone."""
@@ -109,11 +111,11 @@ class Tally:
             },
             "turns": {str(turns): self._turns[turns] for turns in sorted(self._turns)},
             "roles": dict(sorted(self._roles.items())),
-            "formats": _table(self._tables["format"]),
-            "languages": _table(self._tables["language"]),
-            "categories": _table(self._tables["category"]),
-            "licences": _table(self._tables["licence"]),
-            "operations": _table(self._operations),
+            "formats": most_frequent(self._tables["format"]),
+            "languages": most_frequent(self._tables["language"]),
+            "categories": most_frequent(self._tables["category"]),
+            "licences": most_frequent(self._tables["licence"]),
+            "operations": most_frequent(self._operations),
             "examples": {reason: self._examples[reason] for reason in dropped},
         }
 
@@ -128,7 +130,8 @@ def _dropped(fates: Counter[str | None]) -> dict[str, int]:
     return _sorted({reason: count for reason, count in fates.items() if reason is not None})
 
 
-def _table(counts: Counter[str]) -> dict[str, int]:
+def most_frequent(counts: Counter[str]) -> dict[str, int]:
+    """The most frequent first, and what is rarer as `other`."""
     lines = _sorted(counts)
     shown = dict(list(lines.items())[:TABLE_LINES])
     rest = sum(lines.values()) - sum(shown.values())

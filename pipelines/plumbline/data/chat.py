@@ -8,16 +8,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from plumbline.data.normalise import clean
-from plumbline.data.row import Chat, Reject
+from plumbline.data.row import Chat, Reject, Row
 
 ROLES = {
     "system": "system",
+    "developer": "system",
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bard", "bing", "chatgpt"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "bard", "bing", "chatgpt", "claude", "model", "ai", "bot", "chatbot"), "assistant"),
 }
 """Role names seen in the wild → canonical role."""
 
-TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "ipython"})
+TOOL_ROLES = frozenset(
+    {"tool", "tool_call", "tool_response", "function", "function_call", "function_response", "observation", "ipython"}
+)
 EMPTY = {"system": "empty system text", "user": "empty prompt", "assistant": "empty answer"}
 
 _NO_INPUT = re.compile(r"\W*no\W*input(\s+(required|needed))?\W*", re.IGNORECASE)
@@ -74,6 +77,17 @@ def build_prompt(turns: Iterable[tuple[Any, Any]]) -> Chat:
     return chat
 
 
+def chat_row(turns: Turns) -> Row:
+    """The row of `build_chat`; the operation `turns` says that some were dropped.
+
+    Raises:
+        Reject: see `build_chat`.
+    """
+    chat = build_chat(turns)
+    row = Row({"messages": chat})
+    return row if len(chat) == len(turns) else row.did("turns")
+
+
 def answer_turn(value: Any) -> Chat:
     """One answer as a chat of one turn; `value` is text, a turn or a list of one turn.
 
@@ -109,7 +123,7 @@ def _alternating(turns: Iterable[tuple[Any, Any]]) -> Chat:
 
 
 def _role(name: Any) -> str:
-    lower = name.lower() if isinstance(name, str) else ""
+    lower = name.strip().lower().replace("-", "_") if isinstance(name, str) else ""
     if lower in TOOL_ROLES:
         raise Reject("tool call")
     if lower not in ROLES:
@@ -144,9 +158,14 @@ def said_by(role: str, value: Any) -> Turns:
 def _turn(turn: Any) -> tuple[Any, Any]:
     if not isinstance(turn, Mapping):
         raise Reject("no turns", f"a turn is {type(turn).__name__}")
-    if turn.get("tool_calls"):
+    if turn.get("tool_calls") or turn.get("function_call"):
         raise Reject("tool call")
-    return (turn["from"], turn.get("value")) if "from" in turn else (turn.get("role"), turn.get("content"))
+    return _first(turn, "from", "role"), _first(turn, "value", "content")
+
+
+def _first(turn: Mapping[str, Any], *names: str) -> Any:
+    """The first that is there: turns of both spellings in one Parquet column have the fields of both."""
+    return next((turn[name] for name in names if turn.get(name) is not None), None)
 
 
 def looks_like_turns(value: Any, key: str) -> bool:
@@ -181,6 +200,8 @@ def history_turns(history: Any, system: Any = None) -> Turns:
         Reject: the history has another shape.
     """
     turns: Turns = [("system", system)] if system else []
+    if history and not isinstance(history, list):
+        raise Reject("malformed history", f"{type(history).__name__} where a list is expected")
     for exchange in history or []:
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise Reject("malformed history", "a list of [prompt, answer] is expected")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from plumbline.api.curation.mixing import MixSpec
 from plumbline.api.curation.selection import SelectSpec, TaggerSpec
 from plumbline.data.candidates import Candidates
+from plumbline.data.card import most_frequent
+from plumbline.data.measured import Measure, Progress, gather
 from plumbline.data.mixing import Mixture, mix
-from plumbline.data.refine import Measure
 from plumbline.data.row import Row
 from plumbline.data.scoring import count_tokens
 from plumbline.data.selection import Facts, choose, difficulty
@@ -24,8 +27,8 @@ SAMPLE_ROWS = 2000
 """Rows whose tokens the data card counts."""
 NOT_SELECTED, NOT_MIXED = "not selected", "not in the mix"
 
-Tag = Callable[[Sequence[Row], TaggerSpec], np.ndarray]
-"""Rows → (n,) array of tuples of tags."""
+Tag = Callable[[Sequence[Row], TaggerSpec], tuple[np.ndarray, Counter[str]]]
+"""Rows → (n,) array of tuples of tags; reason → how many have none for it."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,10 @@ def select(
     seed: int,
     measure: Measure | None,
     tag: Tag,
+    scratch: Path,
+    progress: Progress,
 ) -> Selected:
-    """Keep a budget of rows.
+    """Keep a budget of rows. In memory are some numbers of each row, not what is large, such as embeddings.
 
     Args:
         candidates: the rows.
@@ -58,27 +63,53 @@ def select(
         seed: of random choices.
         measure: what models say of rows, for methods that ask some.
         tag: asks for tags.
+        scratch: local folder for what is large.
+        progress: told how many rows are measured, of how many.
     """
     kept = candidates.kept()
     tokens, answer_tokens = tokens_of(candidates, kept, tokenizer)
+    card: dict[str, Any] = {"method": spec.method}
     measured: dict[str, np.ndarray] = {}
     if measure is not None:
-        parts = list(measure(_chunks(candidates, kept)))
-        measured = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-    elif spec.tags is not None and spec.tags.tagger is not None:
-        measured["tags"] = np.concatenate([tag(rows, spec.tags.tagger) for rows in _chunks(candidates, kept)])
+        measured = gather(measure(_chunks(candidates, kept)), len(kept), scratch, progress)
     elif spec.tags is not None:
-        measured["tags"] = tags_of_categories(candidates.take(kept, ["category"])["category"].to_pylist())
+        untagged: Counter[str] = Counter()
+        measured = gather(_tags(candidates, kept, spec.tags.tagger, tag, untagged), len(kept), scratch, progress)
+        card["tags"] = tag_card(measured["tags"], untagged)
     facts = Facts(tokens, answer_tokens, measured)
     choice = choose(spec, facts, seed)
     for reason, rows in choice.refused.items():
-        candidates.drop(kept[rows], reason)
-    candidates.drop(np.delete(kept, choice.taken), NOT_SELECTED)
+        candidates.drop(kept[rows], reason, f"select.{spec.method}")
+    candidates.drop(np.delete(kept, choice.taken), NOT_SELECTED, f"select.{spec.budget}")
     hard = None
     if spec.tells_difficulty:
         hard = np.full(len(candidates), np.nan)
         hard[kept] = difficulty(spec, facts)
-    return Selected({"method": spec.method, "comparison": compare(spec, choice, tokens, answer_tokens, seed)}, hard)
+    return Selected(card | {"comparison": compare(spec, choice, tokens, answer_tokens, seed)}, hard)
+
+
+def _tags(
+    candidates: Candidates, rows: np.ndarray, tagger: TaggerSpec | None, tag: Tag, untagged: Counter[str]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Chunks of `tags`; why rows have none is counted."""
+    for numbers, chunk in candidates.chunks(rows):
+        if tagger is None:
+            yield {"tags": tags_of_categories(candidates.take(numbers, ["category"])["category"].to_pylist())}
+            continue
+        tags, problems = tag(chunk, tagger)
+        untagged.update(problems)
+        yield {"tags": tags}
+
+
+def tag_card(tags: np.ndarray, untagged: Counter[str]) -> dict[str, Any]:
+    """Of the tags: how many there are, how many a row has, the most frequent with their rows, and why rows have none."""
+    counts = Counter(tag for of_row in tags for tag in of_row)
+    return {
+        "distinct": len(counts),
+        "meanOfRow": round(counts.total() / max(1, len(tags)), 2),
+        "rows": most_frequent(counts),
+        "unread": most_frequent(untagged),
+    }
 
 
 def mixed(
@@ -120,7 +151,7 @@ def mixed(
         where,
     )
     rows, card = kept[found.rows], found.card
-    candidates.drop(np.setdiff1d(kept, rows), NOT_MIXED)
+    candidates.drop(np.setdiff1d(kept, rows), NOT_MIXED, "mix")
     if not needs_tokens:  # nobody counted them
         lines = (card, card["programming"], *card["sources"])
         for line in lines:
@@ -136,10 +167,9 @@ def tokens_of(candidates: Candidates, rows: np.ndarray, tokenizer: PreTrainedTok
     return np.concatenate([one for one, _ in counts]), np.concatenate([answers for _, answers in counts])
 
 
-def token_card(candidates: Candidates, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, Any]:
-    """Tokens in a row, from a sample of the rows that stay: mean, and a histogram by powers of two."""
-    kept = candidates.kept()
-    sample = np.sort(np.random.default_rng(seed).choice(kept, min(SAMPLE_ROWS, len(kept)), replace=False))
+def token_card(candidates: Candidates, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, Any]:
+    """Tokens in a row, from a sample of the dataset's rows: mean, and a histogram by powers of two."""
+    sample = np.sort(np.random.default_rng(seed).choice(rows, min(SAMPLE_ROWS, len(rows)), replace=False))
     tokens, answers = tokens_of(candidates, sample, tokenizer)
     bits = np.bincount([int(count).bit_length() for count in tokens])
     filled = np.flatnonzero(bits)
@@ -147,7 +177,7 @@ def token_card(candidates: Candidates, tokenizer: PreTrainedTokenizerBase, seed:
         "sampled": len(sample),
         "mean": round(float(tokens.mean()), 1),
         "answerMean": round(float(answers.mean()), 1),
-        "total": round(float(tokens.mean()) * len(kept)),
+        "total": round(float(tokens.mean()) * len(rows)),
         "histogram": [{"below": 2**n, "rows": int(bits[n])} for n in range(filled[0], filled[-1] + 1)],
     }
 

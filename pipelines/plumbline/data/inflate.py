@@ -5,13 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from plumbline.errors import InvalidInput
-
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 MAX_RATIO = 200
 """Bytes out for each byte in. JSON of real text shrinks 3 to 20 times; one repeated byte 1000 times (gzip) or more."""
@@ -19,18 +17,6 @@ RATIO_FROM = 256 << 20
 """Bytes out from which on the ratio counts: small files of one repeated record are harmless."""
 MAX_INFLATED = 1 << 40
 """Bytes out of one file: 1 TiB."""
-
-OTHERS = {
-    b"PK\x03\x04": "a zip archive",
-    b"BZh": "bzip2 data",
-    b"\xfd7zXZ": "xz data",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"ARROW1": "an Arrow file",
-    b"\x89HDF": "an HDF5 file",
-    b"\x80\x04\x95": "a Python pickle, which can run code",
-    b"version https://git-lfs": "a Git LFS pointer, not the data",
-}
-"""How files begin that are refused, and what they are."""
 
 
 class Damaged(Exception):
@@ -42,12 +28,12 @@ class Inflated(io.RawIOBase):
 
     Args:
         stream: compressed, at its beginning.
-        magic: how it begins.
+        kind: `gzip` or `zstd`.
         shown: the file's name in messages.
     """
 
-    def __init__(self, stream: BinaryIO, magic: bytes, shown: str) -> None:
-        self.kind = "gzip" if magic.startswith(GZIP) else "zstd"
+    def __init__(self, stream: BinaryIO, kind: str, shown: str) -> None:
+        self.kind = kind
         self._stream, self._shown = stream, shown
         self._file: Any = gzip.GzipFile(fileobj=stream) if self.kind == "gzip" else pa.CompressedInputStream(stream, "zstd")
         self._out = 0
@@ -87,35 +73,3 @@ class Inflated(io.RawIOBase):
                 f"at most {MAX_RATIO} times and {MAX_INFLATED >> 40} TiB are accepted (is it a decompression bomb?); "
                 "unpack it, or leave it out"
             )
-
-
-def plain_bytes(stream: BinaryIO, shown: str) -> io.RawIOBase:
-    """A stream's bytes, inflated where they are compressed.
-
-    Raises:
-        InvalidInput: the file is of a kind that is not read.
-    """
-    head = stream.read(32)
-    stream.seek(0)
-    for magic, kind in OTHERS.items():
-        if head.startswith(magic):
-            raise InvalidInput(f"{shown} is {kind}; give JSON, JSONL, CSV, Parquet or text, plain or as .gz or .zst")
-    if head.startswith((GZIP, ZSTD)):
-        return Inflated(stream, head, shown)
-    return cast(io.RawIOBase, stream)
-
-
-def check_encoding(head: bytes, shown: str) -> None:
-    """Refuse text that says itself that it is not UTF-8.
-
-    Raises:
-        InvalidInput: it begins with a byte order mark of UTF-16 or UTF-32.
-    """
-    for mark, name in (
-        (b"\xff\xfe\0\0", "UTF-32"),
-        (b"\0\0\xfe\xff", "UTF-32"),
-        (b"\xff\xfe", "UTF-16"),
-        (b"\xfe\xff", "UTF-16"),
-    ):
-        if head.startswith(mark):
-            raise InvalidInput(f"{shown} is {name} text; only UTF-8 is read: convert it (iconv -f {name} -t UTF-8)")

@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import codecs
 import io
-import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from plumbline.data.records import MAX_RECORD, Broken, Item, excerpt, plain
+from plumbline.data.records import JSON, MAX_RECORD, Broken, Item, excerpt, plain
 from plumbline.errors import InvalidInput
 
 CHUNK = 1 << 20
+Shape: TypeAlias = Literal["array", "objects", "listed"]
+"""One array; objects one after the other; or one object with the array under one of `LISTS`."""
+LISTS = ("data", "rows", "records", "examples", "samples", "train")
 
 _ESCAPED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of bytes that are not UTF-8
 _GAP = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
 _SLACK = 16
 """Characters before the end of what was read within which an error may only mean that more must be read."""
 
 
-def elements(stream: io.BufferedReader[Any], shown: str, array: bool) -> Iterator[Item]:
+def elements(stream: io.BufferedReader[Any], shown: str, shape: Shape) -> Iterator[Item]:
     """Yield the elements in order; one that is no object, or not UTF-8, as `Broken`.
 
     Args:
         stream: UTF-8 text at its beginning, without a byte order mark.
         shown: the file's name in messages.
-        array: whether the text is one array; otherwise objects follow each other.
+        shape: what the elements stand in.
 
     Raises:
         InvalidInput: FILE:LINE where the text is no JSON or ends early; what follows cannot be read.
     """
     text = _Text(stream, shown)
+    array = shape != "objects"
+    if shape == "listed":
+        _to_list(text)
     if array:
-        text.next()
-        text.step()
+        text.expect("[")
     end = "]" if array else ""
     index = 0
     while text.next() != end:
@@ -61,9 +64,25 @@ def elements(stream: io.BufferedReader[Any], shown: str, array: bool) -> Iterato
         elif array and text.next() != "]":
             raise text.broken("a comma or ] is expected")
     if array:
-        text.step()
-        if text.next():
-            raise text.broken("text after the closing ]")
+        text.expect("]")
+    if shape == "listed":
+        while text.next() == ",":
+            text.step()
+            text.name()
+            text.next()
+            text.value()
+        text.expect("}")
+    if array and text.next():
+        raise text.broken("text after the closing " + ("]" if shape == "array" else "}"))
+
+
+def _to_list(text: _Text) -> None:
+    """Pass what stands before the list in an object."""
+    text.expect("{")
+    while text.name() not in LISTS or text.next() != "[":
+        text.next()
+        text.value()
+        text.expect(",")
 
 
 class _Text:
@@ -112,6 +131,23 @@ class _Text:
         """Pass one character."""
         self._position += 1
 
+    def expect(self, character: str) -> None:
+        """Pass white space and this character.
+
+        Raises:
+            InvalidInput: there is another.
+        """
+        if self.next() != character:
+            raise self.broken(f"{character} is expected")
+        self.step()
+
+    def name(self) -> Any:
+        """Pass the name of an object's field, and the colon."""
+        self.next()
+        name, _ = self.value()
+        self.expect(":")
+        return name
+
     def value(self) -> tuple[Any, str]:
         """The value at the position, and its text.
 
@@ -120,7 +156,7 @@ class _Text:
         """
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._position)
+                value, end = JSON.raw_decode(self._text, self._position)
                 if end < len(self._text) or not self._more():  # `12` may be the beginning of 123
                     element = self._text[self._position : end]
                     self._position = end

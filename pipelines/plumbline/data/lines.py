@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
-from plumbline.data.records import MAX_RECORD, Broken, Item, excerpt, plain
+from plumbline.data.records import JSON, MAX_RECORD, Broken, Item, excerpt, plain
 from plumbline.errors import InvalidInput
 
 TextUnit = Literal["line", "paragraph", "document"]
@@ -71,16 +70,19 @@ def _record(raw: bytes, offset: int) -> dict[str, Any] | Broken:
     if isinstance(text, Broken):
         return text
     try:
-        value = json.loads(text)
+        value = JSON.decode(text)
     except (ValueError, RecursionError) as error:
         return Broken("broken JSON", f"{plain(error)}: {excerpt(text)}")
     return value if isinstance(value, dict) else Broken("not an object", excerpt(text))
 
 
-def text_units(stream: Stream, unit: TextUnit, offset: int = 0, before: int = 0) -> Iterator[Item]:
+def text_units(stream: Stream, shown: str, unit: TextUnit, offset: int = 0, before: int = 0) -> Iterator[Item]:
     """Plain text as records with a `text`: every line that is not blank, every block between blank lines, or the whole file.
 
     The index of a line is its number in the file from 0; of a paragraph or a document its ordinal.
+
+    Raises:
+        InvalidInput: FILE:LINE where a paragraph or a document begins that is too long.
     """
     index, start = 0, before + 1
     block: list[str] = []
@@ -98,7 +100,7 @@ def text_units(stream: Stream, unit: TextUnit, offset: int = 0, before: int = 0)
             size += len(line)
             if size > MAX_RECORD:
                 raise InvalidInput(
-                    f"line {start}: a {unit} of more than {MAX_RECORD >> 20} MiB; set textUnit: line, or write smaller files"
+                    f"{shown}:{start}: a {unit} of more than {MAX_RECORD >> 20} MiB; set textUnit: line, or write smaller files"
                 )
             block.append(line)
         elif block:
@@ -111,11 +113,12 @@ def text_units(stream: Stream, unit: TextUnit, offset: int = 0, before: int = 0)
 def csv_rows(stream: Stream, shown: str, delimiter: str) -> Iterator[Item]:
     """CSV (RFC 4180) with a header: each row as {column: text}; rows of another length are `Broken`.
 
-    The index is the row's ordinal, from 0; the line is where the row begins.
+    One column may have no name: pandas writes its index so. Where the header lacks the delimiter but has another usual one,
+    that is the delimiter (a spreadsheet's semicolon). The index is the row's ordinal, from 0; the line is where the row begins.
 
     Raises:
         InvalidInput: FILE:LINE where a quote is not closed or a line is too long, so that no later row can be told; or
-            the header has empty or repeated names.
+            the header has repeated names, or is not UTF-8.
     """
     csv.field_size_limit(MAX_RECORD)  # the default of 128 kB is less than some documents
     bad: list[Broken] = []
@@ -130,11 +133,18 @@ def csv_rows(stream: Stream, shown: str, delimiter: str) -> Iterator[Item]:
                 line = raw.decode(errors="replace")
             yield line
 
-    reader = csv.reader(text_lines(), delimiter=delimiter, strict=True)
+    reader = csv.reader(text_lines(), delimiter=_delimiter(stream.peek(), delimiter), strict=True)
     try:
-        header = next(reader, [])
-        if len(set(header)) < len(header) or not all(name.strip() for name in header):
-            raise InvalidInput(f"{shown}:1: the header {header!r:.200} has empty or repeated names; name every column once")
+        header = next(filter(None, reader), [])
+        if bad:
+            raise InvalidInput(
+                f"{shown}:{reader.line_num}: the header has {bad[0].reason} ({bad[0].excerpt}); write it in UTF-8"
+            )
+        if len({name.strip() for name in header}) < len(header):
+            raise InvalidInput(
+                f"{shown}:{reader.line_num}: the header {header!r:.200} has repeated or several empty names; "
+                "name every column once"
+            )
         line = reader.line_num + 1
         for index, row in enumerate(reader):
             if bad:
@@ -147,6 +157,12 @@ def csv_rows(stream: Stream, shown: str, delimiter: str) -> Iterator[Item]:
                 yield index, line, dict(zip(header, row, strict=True))
             line = reader.line_num + 1
     except csv.Error as error:
+        repair = "write newlines (tr '\\r' '\\n')" if "new-line" in str(error) else "repair the quotes there"
         raise InvalidInput(
-            f"{shown}:{reader.line_num}: broken CSV ({error}); what comes after it cannot be read: repair the quotes there"
+            f"{shown}:{reader.line_num}: broken CSV ({error}); what comes after it cannot be read: {repair}"
         ) from error
+
+
+def _delimiter(head: bytes, usual: str) -> str:
+    header = next(filter(str.strip, head.decode(errors="replace").split("\n")), "")
+    return max((usual, ",", ";", "\t", "|"), key=lambda mark: (mark == usual and mark in header, header.count(mark)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from plumbline.errors import InvalidInput
 TOLERANCE = 0.01
 """How far an achieved share may be from its target, of all."""
 KINDS = ("what is not programming", "programming")
+FEW_ROWS = 100
+"""So few may not make up a share within the tolerance: one row is too much of them."""
 ROUNDING = 1 - 1e-12
 """A third of three million is one million."""
 
@@ -69,6 +71,22 @@ class Targets:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.allows(middle) else (low, middle - 1)
         return low
+
+    def nearest(self, most: int, one_more: bool) -> int:
+        """The total, at most `most`, at which whole rows come within the tolerance of all shares, or else nearest to them;
+        the first of equals. The tolerance may allow `one_more`, where that repeats nothing plentiful."""
+        found, least = most, np.inf
+        for total in (most, *(most + 1,) * one_more, *range(most - 1, 0, -1)):
+            amounts = allocate(self, total)
+            if not amounts.any() or (amounts > self.most).any():
+                continue
+            shares = amounts / amounts.sum()
+            off = max(abs(shares.sum(axis=1) - self.groups).max(), abs(shares.sum(axis=0) - self.kinds).max())
+            if off <= TOLERANCE:
+                return total
+            if off < least:
+                found, least = total, off
+        return found
 
     def plenty(self) -> int:
         """The total at which what is most plentiful of all that has a target would be used up once."""
@@ -129,7 +147,7 @@ def mix(
             f"{where}.total: no row fits into {total:,} {spec.unit}; raise it, the shortest has {int(size.min()):,}"
         )
     card = _card(rows, source, programming, tokens, spec, names) | {"bound": bound}
-    _check(card, spec, where)
+    card["missed"] = _check(card, spec, where)
     return Mixture(_ordered(rows, copies, tokens, spec, seed, difficulty), card)
 
 
@@ -177,8 +195,14 @@ def _groups(source: np.ndarray, spec: MixSpec, names: Sequence[str], where: str)
     for name in known:
         if name not in spec.weights:
             raise InvalidInput(f"{where}.weights: the source '{name}' has none; give one, 0 leaves it out")
-    weights = np.array([spec.weights[name] for name in known], np.float64)
-    return np.array([known.index(name) for name in names], np.int64)[source], weights / weights.sum()
+    return np.array([known.index(name) for name in names], np.int64)[source], np.array(_shares(spec.weights, known))
+
+
+def _shares(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    """Of sum 1, for weights of any sum."""
+    largest = max(weights.values())  # the sum of weights may be too large for a number
+    scaled = [weights[name] / largest for name in names]
+    return [one / sum(scaled) for one in scaled]
 
 
 def _total(targets: Targets, spec: MixSpec, groups: Sequence[str], where: str) -> tuple[int, str]:
@@ -188,7 +212,10 @@ def _total(targets: Targets, spec: MixSpec, groups: Sequence[str], where: str) -
     if possible == 0:
         raise InvalidInput(f"{where}: nothing can be mixed in these shares: {scarcest}; change them or the sources")
     if spec.total is None:
-        return (possible, scarcest) if possible < plenty else (plenty, "what is plentiful is used up")
+        total, bound = (possible, scarcest) if possible < plenty else (plenty, "what is plentiful is used up")
+        if spec.unit == "rows" and total < FEW_ROWS:
+            total = targets.nearest(total, one_more=possible < plenty)
+        return total, bound
     if spec.total > possible:
         raise InvalidInput(
             f"{where}.total: {spec.total:,} {spec.unit} are not there, at most {possible:,}: {scarcest}, and maxEpochs is "
@@ -253,7 +280,8 @@ def _card(
     counts = np.bincount(rows, minlength=len(source))
     size = np.asarray(tokens, np.int64)
     unit = counts * size if spec.unit == "tokens" else counts
-    weights = sum(spec.weights.values()) if spec.weights else 0.0
+    known = sorted(set(names))
+    shares = _shares(spec.weights, known) if spec.weights else [None] * len(known)
 
     def line(chosen: np.ndarray, target: float | None) -> dict[str, Any]:
         return {
@@ -265,7 +293,7 @@ def _card(
             "maxEpochs": int(counts[chosen].max(initial=0)),
         }
 
-    numbers = np.array([sorted(set(names)).index(name) for name in names])[source]
+    numbers = np.array([known.index(name) for name in names])[source]
     return {
         "unit": spec.unit,
         "rows": len(rows),
@@ -274,20 +302,25 @@ def _card(
         "order": spec.order,
         "programming": line(programming.astype(bool), spec.programming),
         "sources": [
-            {"name": name} | line(numbers == number, spec.weights[name] / weights if spec.weights else None)
-            for number, name in enumerate(sorted(set(names)))
+            {"name": name} | line(numbers == number, share)
+            for number, (name, share) in enumerate(zip(known, shares, strict=True))
         ],
     }
 
 
-def _check(card: dict[str, Any], spec: MixSpec, where: str) -> None:
+def _check(card: dict[str, Any], spec: MixSpec, where: str) -> list[str]:
     """Whole rows may not add up to a share: one that is off by more than the tolerance, and than a row, is not what was
-    asked for."""
+    asked for. The fields of those that are off by more than the tolerance alone, for want of rows."""
+    missed = []
     allowed = max(TOLERANCE, 1 / card["rows"])
     lines = [("programming", card["programming"]), *((f"weights['{line['name']}']", line) for line in card["sources"])]
     for name, line in lines:
-        if line["target"] is not None and abs(line["share"] - line["target"]) > allowed:
+        off = 0.0 if line["target"] is None else abs(line["share"] - line["target"])
+        if off > allowed:
             raise InvalidInput(
                 f"{where}.{name}: {line['target']:.1%} of the {spec.unit} was asked for, and whole rows make "
                 f"{line['share']:.1%}: rows are too long for so small a total; set unit: rows, or raise total"
             )
+        if off > TOLERANCE:
+            missed.append(name)
+    return missed

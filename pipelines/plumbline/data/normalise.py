@@ -20,6 +20,8 @@ KEY_BYTES = 16
 
 # C0 controls but tab and newline, DEL, and the byte order mark; terminals and web pages leave them behind.
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f\ufeff]")
+# Zero-width spaces and joiners, and soft hyphens: with nothing else, a text shows nothing.
+_INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*")
 _PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
 _CODE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`", re.DOTALL)
 
@@ -28,7 +30,7 @@ Count = Callable[[Chat], int]
 
 
 def clean(text: str) -> str:
-    """Unicode NFC, newlines as `\\n`, no control characters, no white space around.
+    """Unicode NFC, newlines as `\\n`, no control characters, no white space around; empty if there is nothing to see.
 
     Raises:
         Reject: the text holds a lone surrogate (from a JSON escape), so it has no UTF-8 form.
@@ -38,7 +40,7 @@ def clean(text: str) -> str:
             text.encode()
         except UnicodeEncodeError as error:
             raise Reject("invalid Unicode", f"lone surrogate U+{ord(text[error.start]):04X}") from error
-        text = unicodedata.normalize("NFC", text)
+        text = "" if _INVISIBLE.fullmatch(text) else unicodedata.normalize("NFC", text)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _CONTROL.sub("", text).strip()

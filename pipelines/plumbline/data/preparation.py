@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 
 import pyarrow as pa
 
 from plumbline.api.stages.curate import CurateSpec
 from plumbline.data.deduplication.key import key_texts
-from plumbline.data.deduplication.minhash import band_hashes, settings_of
+from plumbline.data.deduplication.minhash import band_hashes, border_hashes, settings_of
 from plumbline.data.filters import BatchFilter, RowFilter, make_batch_filters, make_filters
+from plumbline.data.filters.pii import check_pii
 from plumbline.data.filters.programming import PROGRAMMING, mark_programming
 from plumbline.data.normalise import KEY_BYTES, Count, make_normaliser, row_key
 from plumbline.data.row import Chat, Form, Reject, Row
@@ -22,6 +23,10 @@ from plumbline.models.reference import ModelReference
 
 SEPARATOR = "\n"
 """Between the texts of a row that are compared as one."""
+BORDER = "border"
+"""Column of a second set of MinHash bands, which few rows have; see `border_hashes`."""
+MASKED = 20
+"""Excerpts are looked through for personal data up to so many times their length, so that none is cut in two."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,14 @@ class Preparation:
                 hashes = band_hashes(compared(rows), settings)
                 return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(hashes.tobytes())])
 
-            found.append(Annotation(pa.field("bands", kind), bands))
+            def border(rows: list[Row]) -> pa.Array:
+                chosen, hashes = border_hashes(compared(rows), settings)
+                values: list[bytes | None] = [None] * len(rows)
+                for i, one in zip(chosen, hashes, strict=True):
+                    values[i] = one.tobytes()
+                return pa.array(values, pa.binary())
+
+            found += [Annotation(pa.field("bands", kind), bands), Annotation(pa.field(BORDER, pa.binary()), border)]
         return (*found, *self.checks)
 
     @property
@@ -88,12 +100,32 @@ class Preparation:
         """
         yield from tabulate(self._outcomes(ordinal), self.form, ordinal, self.annotations)
 
+    def _masked(self, text: str) -> str:
+        """An excerpt for the data card: what `filters.pii` keeps out of rows has no place there either."""
+        row = Row({"text": text[: MASKED * EXCERPT].encode(errors="replace").decode()})
+        for _, apply in self._redaction():
+            row = apply(row)
+        return row.texts[0][:EXCERPT]
+
+    def _redaction(self) -> list[tuple[str, RowFilter]]:
+        """What takes out everything that `filters.pii` keeps out of rows, and drops none."""
+        pii = self.spec.filters.pii
+        if pii is None:
+            return []
+        everything = pii.model_copy(update={"redact": [*pii.redact, *pii.drop], "drop": []})
+        return [("pii", partial(check_pii, spec=everything))]
+
+    def _dropped(self, outcome: Outcome, reject: Reject, row: Row, by: str) -> Outcome:
+        text = " / ".join(row.texts)
+        excerpt = self._masked(f"{reject.detail}; {text}" if reject.detail else text)
+        return replace(outcome, row=None, reason=reject.reason, dropped_by=by, excerpt=excerpt)
+
     def _outcomes(self, ordinal: int) -> Iterator[Outcome]:
         spec = self.spec
         count = _counter(self.model) if spec.normalise.max_tokens is not None else None
         normalise = make_normaliser(spec.normalise, count)
-        if ordinal >= self.own:  # only compared with: as it is, so that it is recognised
-            yield from self._refined(read_part(self.parts[ordinal], self.form), normalise, [])
+        if ordinal >= self.own:  # only compared with: no more than redacted, as ours are, so that it is recognised
+            yield from self._refined(read_part(self.parts[ordinal], self.form), normalise, self._redaction())
             return
         filters = [*make_filters(spec.filters), ("category", mark_programming)]
         refined = self._refined(read_part(self.parts[ordinal], self.form), normalise, filters)
@@ -101,7 +133,7 @@ class Preparation:
         alone = spec.filters.model_copy(update={"textbook": None})
         batch_filters = make_batch_filters(alone, f"{self.where}.filters")
         while batch := list(islice(refined, TABLE_ROWS)):
-            yield from _filtered(batch, batch_filters)
+            yield from self._filtered(batch, batch_filters)
 
     def _refined(
         self,
@@ -111,42 +143,38 @@ class Preparation:
     ) -> Iterator[Outcome]:
         for outcome in outcomes:
             if outcome.row is None:
-                yield outcome
+                yield replace(outcome, excerpt=self._masked(outcome.excerpt or ""))
                 continue
             for row in normalise(outcome.row):
-                try:
-                    yield replace(outcome, row=self._checked(row, filters))
-                except Reject as reject:
-                    yield _dropped(outcome, reject, outcome.row)
+                yield self._checked(outcome, outcome.row, row, filters)
 
-    def _checked(self, row: Row | Reject, filters: Sequence[tuple[str, RowFilter]]) -> Row:
+    def _checked(
+        self, outcome: Outcome, before: Row, row: Row | Reject, filters: Sequence[tuple[str, RowFilter]]
+    ) -> Outcome:
         if isinstance(row, Reject):
-            raise row
+            return self._dropped(outcome, row, before, "normalise")
         characters = sum(map(len, row.texts))
         if characters > self.spec.max_characters:
-            raise Reject("too long", f"{characters} characters")
-        for _, apply in filters:
-            row = apply(row)
-        return row
+            return self._dropped(outcome, Reject("too long", f"{characters} characters"), before, "maxCharacters")
+        for name, apply in filters:
+            try:
+                row = apply(row)
+            except Reject as reject:
+                return self._dropped(outcome, reject, before, f"filters.{name}")
+        return replace(outcome, row=row)
 
-
-def _filtered(outcomes: list[Outcome], filters: Sequence[tuple[str, BatchFilter]]) -> list[Outcome]:
-    for _, apply in filters:
-        good = [outcome for outcome in outcomes if outcome.row is not None]
-        answers = iter(apply([outcome.row for outcome in good if outcome.row is not None]))
-        outcomes = [outcome if outcome.row is None else _answered(outcome, next(answers)) for outcome in outcomes]
-    return outcomes
-
-
-def _answered(outcome: Outcome, answer: Row | Reject) -> Outcome:
-    assert outcome.row is not None
-    return _dropped(outcome, answer, outcome.row) if isinstance(answer, Reject) else replace(outcome, row=answer)
-
-
-def _dropped(outcome: Outcome, reject: Reject, row: Row) -> Outcome:
-    text = " / ".join(row.texts)
-    excerpt = f"{reject.detail}; {text}" if reject.detail else text
-    return replace(outcome, row=None, reason=reject.reason, excerpt=excerpt[:EXCERPT])
+    def _filtered(self, outcomes: list[Outcome], filters: Sequence[tuple[str, BatchFilter]]) -> list[Outcome]:
+        for name, apply in filters:
+            answers = iter(apply([outcome.row for outcome in outcomes if outcome.row is not None]))
+            outcomes = [
+                outcome
+                if outcome.row is None
+                else self._dropped(outcome, answer, outcome.row, f"filters.{name}")
+                if isinstance(answer := next(answers), Reject)
+                else replace(outcome, row=answer)
+                for outcome in outcomes
+            ]
+        return outcomes
 
 
 @lru_cache(maxsize=1)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import cast
+from itertools import cycle
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 from ray.data import TaskPoolStrategy
-from ray.util import ActorPool
 
 from plumbline.data.row import Row
 from plumbline.errors import EXIT_INVALID, InvalidInput, PlumblineError
 
+AHEAD = 2
+"""Chunks that an actor is given before it has answered: it works on one while the other travels."""
+RESTARTS = 3
+"""How often an actor that was lost, with its node or for want of memory, is begun anew."""
 FAILURE = pa.field("failure", pa.struct([("message", pa.string()), ("exit_code", pa.int32())]))
 
 
@@ -79,12 +84,22 @@ def measure_chunks(
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-    actor = ray.remote(**resources)(_Measurer)
-    pool = ActorPool([actor.remote(make) for _ in range(min(workers, gpus) if gpus else workers)])
-    for measured in pool.map(lambda one, chunk: one.measure.remote(chunk), chunks):
-        if isinstance(measured, tuple):
-            raise _error({"message": measured[0], "exit_code": measured[1]})
-        yield measured
+    actor = ray.remote(**resources, max_restarts=RESTARTS, max_task_retries=RESTARTS)(_Measurer)
+    actors = [actor.remote(make) for _ in range(min(workers, gpus) if gpus else workers)]
+    waiting: deque[ray.ObjectRef[Any]] = deque()  # a bounded number of chunks, not all of them
+    for turn, chunk in zip(cycle(actors), chunks, strict=False):
+        waiting.append(turn.measure.remote(chunk))
+        if len(waiting) == AHEAD * len(actors):
+            yield _measured(waiting.popleft())
+    while waiting:
+        yield _measured(waiting.popleft())
+
+
+def _measured(waiting: ray.ObjectRef[Any]) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] | tuple[str, int] = ray.get(waiting)
+    if isinstance(found, tuple):
+        raise _error({"message": found[0], "exit_code": found[1]})
+    return found
 
 
 class _Measurer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ class Broken:
     reason: str
     excerpt: str
 
+
+JSON = json.JSONDecoder(parse_constant=lambda _: None)
+"""JSON with NaN and Infinity, which are none of it, as null: they are how pandas and NumPy write that nothing is there."""
 
 Item = tuple[int, int, dict[str, Any] | Broken]
 """Record index from 0, line number from 1 (in Parquet the row number), the record."""

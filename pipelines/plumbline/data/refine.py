@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,26 +14,32 @@ from plumbline.api.curation.deduplication import DeduplicateSpec, MinHashSpec, S
 from plumbline.data.candidates import Candidates
 from plumbline.data.decontamination.benchmarks import BenchmarkFiles
 from plumbline.data.decontamination.findings import COLUMN, Findings
-from plumbline.data.deduplication.clusters import Duplicates, drop_repeats, ranks
+from plumbline.data.deduplication.clusters import Duplicates, drop_repeats, ranks, split
 from plumbline.data.deduplication.exact import exact_groups
 from plumbline.data.deduplication.key import key_texts
 from plumbline.data.deduplication.minhash import settings_of
 from plumbline.data.deduplication.near import near_duplicates
 from plumbline.data.deduplication.semantic import semantic_duplicates
-from plumbline.data.preparation import SEPARATOR
-from plumbline.data.row import Row
+from plumbline.data.measured import Measure, Progress, gather
+from plumbline.data.preparation import BORDER, SEPARATOR
+from plumbline.errors import InvalidInput
 
 CLUSTERS_SHOWN = 5
 ROWS_SHOWN = 4
 EXCERPT = 200
 
 Say = Callable[[str], None]
-Measure = Callable[[Iterator[list[Row]]], Iterator[dict[str, np.ndarray]]]
-"""Chunks of rows → what models say of them: for each name → (rows of the chunk, …)."""
 
 
 def deduplicate(
-    candidates: Candidates, spec: DeduplicateSpec, own: int, seed: int, embed: Measure | None, say: Say
+    candidates: Candidates,
+    spec: DeduplicateSpec,
+    own: int,
+    seed: int,
+    embed: Measure | None,
+    say: Say,
+    progress: Progress,
+    where: str,
 ) -> dict[str, Any]:
     """Drop rows that repeat others: by their exact key, by words, by meaning, each among what the one before left.
 
@@ -42,20 +50,25 @@ def deduplicate(
         seed: of k-means.
         embed: rows → `embedding`; needed where the spec has `semantic`.
         say: progress in words.
+        progress: told how much of a step is done.
+        where: field path of the block, for messages.
 
     Returns:
-        By method: pairs compared, clusters by size, the largest with excerpts.
+        By method: pairs compared, clusters by size, the largest with excerpts. And what was compared with.
+
+    Raises:
+        InvalidInput: of the sets to compare with no row can be.
     """
-    card: dict[str, Any] = {}
+    card: dict[str, Any] = {"against": _against(candidates, own, f"{where}.against")} if spec.against else {}
     if spec.exact:
         found = _repeats(candidates, spec, own, lambda kept: exact_groups(candidates.fact("key")[kept]))
-        card["exact"] = _dropped(candidates, found, "duplicate")
+        card["exact"] = _dropped(candidates, found, "duplicate", "exact")
     if spec.minhash is not None:
         say("comparing near-duplicates")
-        card["minhash"] = _near(candidates, spec, spec.minhash, own)
+        card["minhash"] = _near(candidates, spec, spec.minhash, own, progress)
     if spec.semantic is not None and embed is not None:
         say("comparing meanings")
-        card["semantic"] = _semantic(candidates, spec, spec.semantic, own, seed, embed)
+        card["semantic"] = _semantic(candidates, spec, spec.semantic, own, seed, embed, progress)
     return card
 
 
@@ -71,8 +84,30 @@ def decontaminate(candidates: Candidates, spec: DecontaminateSpec, sets: Sequenc
     found = Findings(sets, candidates.tables(["part", COLUMN]) if sets else (), own)
     if spec.action == "drop":
         for name, rows in found.rows_by_set().items():
-            candidates.drop(rows, f"contaminated: {name}")
+            candidates.drop(rows, f"contaminated: {name}", "decontaminate")
     return found
+
+
+def _against(candidates: Candidates, own: int, where: str) -> dict[str, Any]:
+    """What became of the records that rows are only compared with."""
+    numbers = np.flatnonzero(candidates.fact("part") >= own)
+    codes, counts = np.unique(candidates.reason_of(numbers), return_counts=True)
+    fates = dict(zip([None, *candidates.reasons], np.bincount(codes, counts, len(candidates.reasons) + 1), strict=True))
+    rows = int(fates.pop(None))
+    dropped = {reason: int(count) for reason, count in fates.items() if count and reason is not None}
+    if not rows:
+        told = ", ".join(f"{count:,} as '{reason}'" for reason, count in dropped.items()) or "there are none"
+        raise InvalidInput(
+            f"{where}: none of its {len(numbers):,} records can be compared ({told}); give data that could be among the "
+            "stage's sources, or leave it out"
+        )
+    return {"records": len(numbers), "rows": rows, "dropped": dropped}
+
+
+def _kinds(candidates: Candidates, kept: np.ndarray) -> np.ndarray | None:
+    """What rows that repeat each other must share beside their texts: of KTO's rows the label, since a prompt comes with a
+    good answer and a bad one."""
+    return candidates.fact("label")[kept] if candidates.form == "labels" else None
 
 
 def _repeats(
@@ -81,7 +116,8 @@ def _repeats(
     kept = candidates.kept()
     reference = candidates.fact("part")[kept] >= own
     rank = ranks(spec.keep, candidates.fact("characters")[kept], candidates.fact("score")[kept], reference)
-    return _numbered(drop_repeats(groups(kept), rank, reference), kept)
+    found, kinds = groups(kept), _kinds(candidates, kept)
+    return _numbered(drop_repeats(found if kinds is None else split(found, kinds), rank, reference), kept)
 
 
 def _numbered(found: Duplicates, kept: np.ndarray) -> Duplicates:
@@ -89,41 +125,64 @@ def _numbered(found: Duplicates, kept: np.ndarray) -> Duplicates:
     return Duplicates(kept[found.dropped], kept[found.instead])
 
 
-def _near(candidates: Candidates, spec: DeduplicateSpec, block: MinHashSpec, own: int) -> dict[str, Any]:
+def _near(candidates: Candidates, spec: DeduplicateSpec, block: MinHashSpec, own: int, progress: Progress) -> dict[str, Any]:
     settings = settings_of(block)
     counts = {"bands": settings.bands, "rows": settings.rows, "similarity": settings.similarity}
 
     def groups(kept: np.ndarray) -> np.ndarray:
         bands = candidates.fact("bands")[kept].view(np.uint64)
+        lengths, border = candidates.fact("compared")[kept], _border(candidates, kept, settings.bands)
         found = near_duplicates(
-            bands, candidates.fact("compared")[kept], lambda rows: _texts(candidates, kept[rows], spec), settings
+            bands, lengths, lambda rows: _texts(candidates, kept[rows], spec), settings, border, progress
         )
         counts.update(compared=found.compared, similar=found.similar)
         return found.groups
 
     found = _repeats(candidates, spec, own, groups)
-    return counts | _dropped(candidates, found, "near-duplicate")
+    return counts | _dropped(candidates, found, "near-duplicate", "minhash")
+
+
+def _border(candidates: Candidates, kept: np.ndarray, bands: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places in `kept` of the rows that have a second set of bands, ascending; and these."""
+    found, seen = [], 0
+    for table in candidates.tables([BORDER]):
+        column = table[BORDER].combine_chunks()
+        found.append(np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False)) + seen)
+        seen += len(column)
+    rows = np.intersect1d(np.concatenate(found), kept)
+    hashes = b"".join(candidates.take(rows, [BORDER])[BORDER].to_pylist())
+    return np.searchsorted(kept, rows), np.frombuffer(hashes, np.uint64).reshape(-1, bands)
 
 
 def _semantic(
-    candidates: Candidates, spec: DeduplicateSpec, block: SemanticSpec, own: int, seed: int, measure: Measure
+    candidates: Candidates,
+    spec: DeduplicateSpec,
+    block: SemanticSpec,
+    own: int,
+    seed: int,
+    measure: Measure,
+    progress: Progress,
 ) -> dict[str, Any]:
     kept = candidates.kept()
-    embedded = measure(rows for _, rows in candidates.chunks(kept))
-    vectors = np.concatenate([one["embedding"] for one in embedded])
     reference = candidates.fact("part")[kept] >= own
     rank = ranks(spec.keep, candidates.fact("characters")[kept], candidates.fact("score")[kept], reference)
-    found = semantic_duplicates(vectors, block.similarity, rank, block.clusters, seed, reference)
-    return {"similarity": block.similarity} | _dropped(candidates, _numbered(found, kept), "means the same as another")
+    embedded = measure(rows for _, rows in candidates.chunks(kept))
+    with tempfile.TemporaryDirectory(prefix="embeddings-", dir=candidates.folder) as scratch:
+        vectors = gather(embedded, len(kept), Path(scratch), progress)["embedding"]
+        found = semantic_duplicates(
+            vectors, block.similarity, rank, block.clusters, seed, reference, _kinds(candidates, kept)
+        )
+    words = "means the same as another"
+    return {"similarity": block.similarity} | _dropped(candidates, _numbered(found, kept), words, "semantic")
 
 
 def _texts(candidates: Candidates, rows: np.ndarray, spec: DeduplicateSpec) -> list[str]:
     return [SEPARATOR.join(key_texts(row, spec.key)) for row in candidates.rows(rows)]
 
 
-def _dropped(candidates: Candidates, found: Duplicates, reason: str) -> dict[str, Any]:
+def _dropped(candidates: Candidates, found: Duplicates, reason: str, method: str) -> dict[str, Any]:
     """Drop them; the card's words on it."""
-    candidates.drop(found.dropped, reason)
+    candidates.drop(found.dropped, reason, f"deduplicate.{method}")
     largest = [
         {
             "rows": len(cluster),

@@ -45,6 +45,7 @@ class RougePool:
         """
         share = Fraction(str(threshold))
         self._over, self._under = share.numerator, share.denominator
+        self._exact = np.int64 if share.denominator < 2**31 else object  # products of long numbers pass 64 bits
         self._vocabulary: dict[str, int] = {}
         self._holders: dict[int | tuple[int, int], array[int]] = {}
         """Texts that hold a token, ascending; under (token, 2) those that hold it twice, and so on."""
@@ -105,7 +106,7 @@ class RougePool:
             return []
         common = np.bincount(np.concatenate(counted))
         texts = np.flatnonzero(common >= least - granted)
-        n = np.frombuffer(self._lengths, np.int64)[texts]
+        n = np.frombuffer(self._lengths, np.int64)[texts].astype(self._exact)
         needed = (m + n) * self._over // (2 * self._under) + 1
         enough = np.minimum(np.minimum(n, m), common[texts] + granted) >= needed
         return list(zip(texts[enough].tolist(), needed[enough].tolist(), strict=True))

@@ -42,7 +42,7 @@ class Row:
         licence: as the source states it.
         language: ISO 639-1, where the record or a filter says it.
         category: the record's own (dolly's `category`, Super-NaturalInstructions' `Categories`), or `programming`.
-        operations: what was done to it, in order: `html`, `split:2`, `redact:email`, …
+        operations: what was done to it, in order: `turns` (some dropped), `html`, `split:2`, `redact:email`, …
         parents: ids of the rows that it was made from.
         teacher: the model that wrote the answer.
         score: reward, rating or judgment; higher is better.

@@ -12,6 +12,8 @@ import pyarrow as pa
 from plumbline.data.row import COLUMNS, Form, Row
 
 TABLE_ROWS = 2000
+TABLE_CHARACTERS = 1 << 25
+"""Of texts in a table, about: an Arrow array holds at most 2 GiB of them."""
 
 CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _TYPES = {"completions": pa.list_(CHAT), "scores": pa.list_(pa.float64()), "label": pa.bool_(), "text": pa.string()}
@@ -43,6 +45,7 @@ def working_schema(form: Form, annotations: Sequence[Annotation] = ()) -> pa.Sch
         pa.field("part", pa.int32()),
         pa.field("characters", pa.int64()),
         pa.field("reason", pa.string()),
+        pa.field("dropped_by", pa.string()),
         pa.field("excerpt", pa.string()),
     ]
     return pa.schema([*dataset_schema(form), *working, *(annotation.field for annotation in annotations)])
@@ -63,19 +66,22 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one record, or of a part of it: a row, or the reason why not and an excerpt."""
+    """What became of one record, or of a part of it: a row, or the reason why not, with the field of the stage's block that
+    dropped it (None: the record is none) and an excerpt."""
 
     source: str
     record: int
     format: str | None = None
     row: Row | None = None
     reason: str | None = None
+    dropped_by: str | None = None
     excerpt: str | None = None
 
     def values(self) -> dict[str, Any]:
         """By column, without annotations."""
         row = self.row
-        found: dict[str, Any] = {name: getattr(self, name) for name in ("source", "record", "format", "reason", "excerpt")}
+        names = ("source", "record", "format", "reason", "dropped_by", "excerpt")
+        found: dict[str, Any] = {name: getattr(self, name) for name in names}
         if row is not None:
             found |= row.content
             found |= {name: getattr(row, name) for name in _OF_ROW}
@@ -104,15 +110,25 @@ def tabulate(
     """
     schema = working_schema(form)
     stream = iter(outcomes)
-    while batch := list(islice(stream, TABLE_ROWS)):
-        table = pa.Table.from_pylist([outcome.values() | {"part": part} for outcome in batch], schema)
-        good = [i for i, outcome in enumerate(batch) if outcome.row is not None]
-        rows = [outcome.row for outcome in batch if outcome.row is not None]
+    while batch := list(_one_table(stream)):
+        table = pa.Table.from_pylist([values | {"part": part} for _, values in batch], schema)
+        good = [i for i, (row, _) in enumerate(batch) if row is not None]
+        rows = [row for row, _ in batch if row is not None]
         places = None if len(good) == len(batch) else _places(good, len(batch))
         for annotation in annotations:
             values = annotation.compute(rows) if rows else pa.nulls(0, annotation.field.type)
             table = table.append_column(annotation.field, values if places is None else values.take(places))
         yield table
+
+
+def _one_table(outcomes: Iterator[Outcome]) -> Iterator[tuple[Row | None, dict[str, Any]]]:
+    characters = 0
+    for outcome in islice(outcomes, TABLE_ROWS):
+        values = outcome.values()
+        yield outcome.row, values
+        characters += values.get("characters", 0)
+        if characters >= TABLE_CHARACTERS:
+            return
 
 
 def _places(good: list[int], count: int) -> pa.Array:

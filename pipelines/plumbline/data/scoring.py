@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 from plumbline.api.curation.filters import ClassifierSpec
 from plumbline.api.curation.selection import DeitaSpec, EmbeddingSpec, IfdSpec, ScorerSpec, SelectSpec
 from plumbline.data.deduplication.key import Key, key_texts
-from plumbline.data.filters.classifier import Classifier
+from plumbline.data.filters.classifier import Classifier, input_length
 from plumbline.data.filters.words import learned
 from plumbline.data.row import Chat, Row
 from plumbline.errors import InvalidInput, one_line
@@ -82,8 +82,7 @@ class IfdScorer:
             raise InvalidInput(
                 str(error).replace("spec.model.base", f"{where}.model") if spec.model else str(error)
             ) from error
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or spec.max_tokens
-        self._longest = min(spec.max_tokens, positions)
+        self._longest = input_length(self._model.config, spec.max_tokens)
         start = self._tokenizer.bos_token_id
         self._start = self._tokenizer.eos_token_id if start is None else start
 
@@ -130,7 +129,7 @@ class Embedder:
     def __init__(self, spec: EmbeddingSpec, model: ModelReference, where: str) -> None:
         self._model, folder = _load(AutoModel, spec.model, model, f"{where}.model")
         self._tokenizer = _tokenizer(folder, f"{where}.model")
-        self._longest = spec.max_tokens
+        self._longest, self._where = input_length(self._model.config, spec.max_tokens), f"{where}.model"
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
         """Embeddings."""
@@ -138,7 +137,11 @@ class Embedder:
         return {"embedding": self.embed(texts).astype(np.float16)}  # half the memory; cosines move by 1e-4
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, d) float32."""
+        """(n, d) float32.
+
+        Raises:
+            InvalidInput: they are no numbers.
+        """
         vectors = np.zeros((len(texts), self._model.config.get_text_config().hidden_size), np.float32)
         ids = self._tokenizer(list(texts), truncation=True, max_length=self._longest)["input_ids"] if texts else []
         for batch in _batches([len(one) for one in ids], self._model, logits=False):
@@ -150,6 +153,10 @@ class Embedder:
                 hidden = self._model(input_ids=padded, attention_mask=mask).last_hidden_state.float()
             mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
             vectors[batch] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise InvalidInput(
+                f"{self._where}: its hidden states are no numbers, as of weights that overflow float16; give another"
+            )
         return vectors
 
 
@@ -191,8 +198,9 @@ class DigitScorer:
 
     def __init__(self, spec: ScorerSpec, where: str) -> None:
         assert spec.template is not None
-        self._template, self._longest = spec.template, spec.max_tokens
+        self._template = spec.template
         self._model, folder = _load(AutoModelForCausalLM, spec.model, None, f"{where}.model")
+        self._longest = input_length(self._model.config, spec.max_tokens)
         self._tokenizer = _tokenizer(folder, f"{where}.model")
         before = self._encode(spec.template)
         continued = [self._encode(spec.template + digit) for digit in DIGITS]

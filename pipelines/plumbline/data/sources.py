@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -21,7 +22,7 @@ from plumbline.data.formats import SAMPLE, Format, choose
 from plumbline.data.formats.options import Options
 from plumbline.data.forms import reform
 from plumbline.data.normalise import clean
-from plumbline.data.read import read_records, spans_of_lines
+from plumbline.data.read import read_records, spans_of_file
 from plumbline.data.records import Broken, Item
 from plumbline.data.row import Chat, Form, Reject, Row
 from plumbline.data.rows import Outcome, to_row
@@ -30,7 +31,13 @@ from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.external import SKILLS, Stamp, expand, identity, reaching, stamp_of
 
 EXCERPT = 300
+STATED = ("record_id", "licence", "language", "category", "teacher")
+"""What a row holds in a record's own words, and so whatever its writer put there."""
 ID_FIELDS = ("id", "record_id", "prompt_id", "message_id", "uid", "idx")
+
+_ABOUT = re.compile(
+    r"(readme|licen[cs]e|notice|citation)(\.(txt|rst|cff))?|.*\.md|_success|_(common_)?metadata", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def find_parts(
     sources: Sequence[SourceSpec],
     earlier: Artifact | None,
     seed: int,
-    where: str,
+    paths: Sequence[str],
     identities: Mapping[str, str] | None = None,
 ) -> tuple[list[Origin], list[Part]]:
     """What there is to read, in source order.
@@ -112,7 +119,7 @@ def find_parts(
         sources: of the spec.
         earlier: an earlier dataset, which comes first.
         seed: of generated sources.
-        where: field path of the stage's block, for messages.
+        paths: field path of each source, for messages.
         identities: by URI, as planned: data sets of the hub are read at the commit that was planned.
 
     Raises:
@@ -124,8 +131,8 @@ def find_parts(
     if earlier is not None:
         origins.append(Origin(str(earlier.manifest["stage"]), earlier.uri))
         parts += [Earlier(0, path) for path in part_uris(earlier)]
-    for i, source in enumerate(sources):
-        origin, path = len(origins), f"{where}.sources[{i}]"
+    for source, path in zip(sources, paths, strict=True):
+        origin = len(origins)
         name = _unique(source.name or source.uri.rstrip("/").rpartition("/")[2], [o.name for o in origins])
         origins.append(Origin(name, source.uri))
         if source.uri == SKILLS:
@@ -165,26 +172,45 @@ def _skills_split(split: str, path: str) -> Literal["train", "heldout"]:
 def _files(source: SourceSpec, name: str, where: str, planned: str | None) -> list[File]:
     uri = source.uri
     if uri.startswith("hf://"):
-        paths = _hub_files(source, where, planned)
+        paths = hub_files(uri, source.split, f"{where}.uri", planned)
     else:
         paths = expand(uri, f"{where}.uri")
+        paths = [path for path in paths if not _tells_about(path)] or paths
     with reaching(uri, f"{where}.uri: "):
         return [File(shown, path, stamp_of(path, fresh=False)) for shown, path in _named(name, paths, uri)]
 
 
-def _hub_files(source: SourceSpec, where: str, planned: str | None) -> list[str]:
-    prefix = f"{where}.uri: "
-    named = hub.dataset(source.uri, prefix)
+def _tells_about(path: str) -> bool:
+    """Whether a file only tells about the data beside it."""
+    name = path.rpartition("/")[2]
+    return name in hub.METADATA or _ABOUT.fullmatch(name) is not None
+
+
+def hub_files(uri: str, split: str, where: str, planned: str | None) -> list[str]:
+    """URIs of the files of a data set of the hub.
+
+    Args:
+        uri: `hf://datasets/ORG/NAME[@REVISION][/PATH]`.
+        split: see `plumbline.hub.dataset_files`.
+        where: field path of the URI, for messages.
+        planned: its identity as planned, which names the commit; None: the commit of now.
+
+    Raises:
+        InvalidInput: there is no such data set, file or split.
+        PlumblineError: the hub cannot be reached now.
+    """
+    prefix = f"{where}: "
+    named = hub.dataset(uri, prefix)
     named = named.at(planned.removeprefix("commit:") if planned else named.commit(prefix))
-    with reaching(source.uri, prefix):
-        return hub.dataset_files(fsspec.filesystem("hf"), named, source.split, prefix)
+    with reaching(uri, prefix):
+        return hub.dataset_files(fsspec.filesystem("hf"), named, split, prefix)
 
 
 def _pieces(file: File, source: SourceSpec) -> list[File]:
     """The file, or spans of it."""
     if file.stamp is None or file.stamp.size < 2 * SPAN_BYTES:
         return [file]
-    return [replace(file, span=span) for span in spans_of_lines(file.path, source.text_unit)] or [file]
+    return [replace(file, span=span) for span in spans_of_file(file.path, source.text_unit)] or [file]
 
 
 def _unique(name: str, taken: list[str]) -> str:
@@ -256,30 +282,42 @@ def _convert(
     format: Format, record: dict[str, Any], options: Options, source: str, index: int, licence: str | None
 ) -> list[Outcome]:
     try:
-        own_id, own_licence = _own(record, ID_FIELDS), _own(record, ("licence", "license"))
+        own = {"record_id": _own(record, ID_FIELDS), "licence": _own(record, ("licence", "license")) or licence}
         outcomes = []
         for row in format.rows(record, options):
-            if isinstance(row, Reject):
-                outcomes.append(_rejected(row, record, format, source, index))
-            else:
-                stated = row.licence or own_licence or licence
-                if stated or own_id:
-                    row = replace(row, record_id=row.record_id or own_id, licence=stated)
+            try:
+                if isinstance(row, Reject):
+                    raise row
+                stated: dict[str, Any] = {
+                    name: _stated(value) for name in STATED if (value := getattr(row, name) or own.get(name))
+                }
+                row = replace(row, **stated) if stated else row
                 outcomes.append(Outcome(source, index, format.name, row))
+            except Reject as reject:
+                outcomes.append(_rejected(reject, record, format, source, index))
         return outcomes
     except Reject as reject:
         return [_rejected(reject, record, format, source, index)]
 
 
 def _rejected(reject: Reject, record: dict[str, Any], format: Format, source: str, index: int) -> Outcome:
-    text = json.dumps(record, default=str, ensure_ascii=False).encode(errors="replace").decode()
+    text = json.dumps(record, default=str, ensure_ascii=False)
     shown = f"{reject.detail}; {text}" if reject.detail else text
-    return Outcome(source, index, format.name, reason=reject.reason, excerpt=shown[:EXCERPT])
+    excerpt = shown[:EXCERPT].encode(errors="replace").decode()
+    return Outcome(source, index, format.name, reason=reject.reason, excerpt=excerpt)
 
 
 def _own(record: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    value = next((record[name] for name in names if isinstance(record.get(name), str | int)), None)
-    return None if value is None else clean(str(value))[:EXCERPT] or None
+    return next((stated for name in names if (stated := _stated(record.get(name)))), None)
+
+
+def _stated(value: Any) -> str | None:
+    """What a record says of itself, as a short text.
+
+    Raises:
+        Reject: see `clean`.
+    """
+    return clean(str(value))[:EXCERPT] or None if isinstance(value, str | int) else None
 
 
 def _from_skills(part: Skills, form: Form) -> Iterator[Outcome]:

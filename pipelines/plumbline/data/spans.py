@@ -1,4 +1,4 @@
-"""One big file of lines as spans of whole lines, so that several tasks share it."""
+"""One big file as spans of whole lines, or of Parquet's row groups, so that several tasks share it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _CHUNK = 4 << 20
 
 @dataclass(frozen=True)
 class Span:
-    """Whole lines of a file: bytes from `start` to `end`, after `lines` lines."""
+    """A stretch of a file: bytes from `start` to `end` that are whole lines, after `lines` lines; of a Parquet file row groups
+    from `start` to `end`, after `lines` rows."""
 
     start: int
     end: int
@@ -24,7 +25,7 @@ class Span:
 
 
 class Window(io.RawIOBase):
-    """The bytes of a span."""
+    """The bytes of a span of lines."""
 
     def __init__(self, stream: BinaryIO, span: Span) -> None:
         stream.seek(span.start)

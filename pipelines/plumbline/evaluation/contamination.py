@@ -16,6 +16,7 @@ from plumbline.data.decontamination.findings import FILE
 from plumbline.evaluation import statistics
 from plumbline.evaluation.lineage import Member, family
 from plumbline.evaluation.statistics import Estimate
+from plumbline.external import SKILLS
 
 DATASETS = (ArtifactType.DATASET, ArtifactType.PREFERENCE_DATASET)
 
@@ -28,7 +29,7 @@ class Exposure:
         unchecked: names of the datasets that models were trained on and that nobody compared with the questions.
         touched: ids of the questions that occurred in a row, also in one that was dropped: other wordings may have stayed.
         left: those of them that occurred in rows of a dataset.
-        disjoint: the questions can be in no data, by construction.
+        disjoint: the questions are generated, and all data are of the generator's other part.
     """
 
     unchecked: tuple[str, ...] = ()
@@ -138,9 +139,10 @@ def _report(dataset: Artifact | None) -> dict[str, Any]:
 
 
 def _exposure(task: TaskSpec, identities: Mapping[str, str], reports: Sequence[tuple[Member, dict[str, Any]]]) -> Exposure:
-    if task.uri is None:  # a generator whose parts share nothing
-        return Exposure(disjoint=True)
     unchecked: list[str] = []
+    if task.uri is None:
+        unchecked = [_name(dataset) for dataset, _ in reports if not _is_disjoint(dataset)]
+        return Exposure(tuple(dict.fromkeys(unchecked)), disjoint=not unchecked)
     items: dict[str, bool] = {}
     for dataset, report in reports:
         found = [
@@ -150,12 +152,25 @@ def _exposure(task: TaskSpec, identities: Mapping[str, str], reports: Sequence[t
         ]
         # A dataset that went into another one only is judged by that.
         if not found and dataset.read_by - set(DATASETS):
-            unchecked.append(dataset.artifact.manifest["stage"] if dataset.artifact else f"{dataset.fingerprint} (lost)")
+            unchecked.append(_name(dataset))
         for one in found:
             for item, facts in one["touchedItems"].items():
                 items[item] = items.get(item, False) or facts["rowsLeft"] > 0
     left = frozenset(item for item, stays in items.items() if stays)
     return Exposure(tuple(dict.fromkeys(unchecked)), frozenset(items), left)
+
+
+def _is_disjoint(dataset: Member) -> bool:
+    """Whether all that is from outside of the run is `builtin://skills`, and that of its `train` part, which shares no task
+    with the part that is evaluated. A teacher could write anything."""
+    if dataset.artifact is None or dataset.kind != "curate":
+        return False
+    sources = dataset.artifact.manifest["lineage"]["sources"]
+    return all((source["uri"], source.get("split")) == (SKILLS, "train") for source in sources)
+
+
+def _name(dataset: Member) -> str:
+    return dataset.artifact.manifest["stage"] if dataset.artifact else f"{dataset.fingerprint} (lost)"
 
 
 def cleanliness(

@@ -51,8 +51,8 @@ def gather(lines: Iterable[tuple[str, str]], held_out: float, limit: int) -> tup
     learn, measure = Sample(limit), Sample(HELD_OUT)
     for source, line in lines:
         for start in range(0, len(line), TEXT):
-            text = line[start : start + TEXT]
-            digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
+            raw = line[start : start + TEXT].encode(errors="replace")  # halves of surrogate pairs are no text
+            text, digest = raw.decode(), hashlib.blake2b(raw, digest_size=16).digest()
             side, place = (int.from_bytes(half, "little") / 2**64 for half in (digest[:8], digest[8:]))
             (measure if side < held_out else learn).add(source, text, place)
     return learn.texts(), measure.texts()

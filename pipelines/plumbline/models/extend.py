@@ -12,8 +12,9 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,11 @@ LEAST_COUNT = 2  # a pair that occurs once is no pattern
 TIE = 1e-6  # by how much a Unigram piece beats the same text in parts
 CHARACTER_SHARES = (1.0, 0.8, 0.6, 0.4, 0.25)  # of the new tokens, to choose from
 SAMPLE = 1_000_000  # characters, to choose on
-BATCH = 1000  # texts encoded at a time
+BATCH = 200_000  # characters encoded at a time: an encoding takes some hundred bytes a token
 
-_LETTERS = regex.compile(r" ?[\p{L}\p{M}\u200c\u200d]+")  # with the two joiners that Persian and Indic words hold
+JOINERS = "\u200c\u200d"  # within words of Persian and Indic languages
+
+_LETTERS = regex.compile(rf" ?[\p{{L}}\p{{M}}{JOINERS}]+")
 _BYTE = regex.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -52,7 +55,14 @@ class Extension:
     characters: int
 
 
-def extend(definition: Mapping[str, Any], texts: Sequence[str], count: int, coverage: float, max_length: int) -> Extension:
+def extend(
+    definition: Mapping[str, Any],
+    texts: Sequence[str],
+    count: int,
+    coverage: float,
+    max_length: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Extension:
     """Add up to `count` tokens that `texts` need.
 
     First the characters that the tokenizer spells in several pieces, most frequent first, until single tokens cover the
@@ -67,28 +77,37 @@ def extend(definition: Mapping[str, Any], texts: Sequence[str], count: int, cove
         count: how many tokens at most.
         coverage: 0 to 1.
         max_length: longest new token in characters.
+        progress: told how many steps are done, of how many.
 
     Raises:
         InvalidInput: this kind of tokenizer cannot be extended.
     """
-    needed = growing(definition)
-    _add_characters(needed, texts, count, coverage)
-    limits = {min(len(needed.parts), int(share * count)) for share in CHARACTER_SHARES}
-    limit = max(limits)
-    if len(limits) > 1:
-        learn, measure = _sample(texts)
-        limit = min(
-            sorted(limits),
-            key=lambda limit: _tokens(_extended(definition, learn, count, limit, coverage, max_length), measure),
-        )
-    return _extended(definition, texts, count, limit, coverage, max_length)
+    vocabulary = growing(definition)
+    needed = _needed_characters(vocabulary, texts, coverage)
+    _add_characters(vocabulary, needed, count)
+    limits = sorted({min(len(vocabulary.parts), int(share * count)) for share in CHARACTER_SHARES})
+    tokens: dict[int, int] = {}
+    learn, measure = _sample(texts)
+    for limit in limits if len(limits) > 1 else []:
+        progress(len(tokens) + 1, len(limits) + 2)
+        tokens[limit] = _tokens(_extended(definition, learn, count, needed, limit, max_length), measure)
+    progress(len(limits) + 1, len(limits) + 2)
+    limit = min(tokens, key=lambda limit: tokens[limit]) if tokens else limits[0]
+    made = _extended(definition, texts, count, needed, limit, max_length)
+    progress(len(limits) + 2, len(limits) + 2)
+    return made
 
 
 def _extended(
-    definition: Mapping[str, Any], texts: Sequence[str], count: int, characters: int, coverage: float, max_length: int
+    definition: Mapping[str, Any],
+    texts: Sequence[str],
+    count: int,
+    needed: Sequence[Characters],
+    limit: int,
+    max_length: int,
 ) -> Extension:
     vocabulary = growing(definition)
-    _add_characters(vocabulary, texts, characters, coverage)
+    _add_characters(vocabulary, needed, limit)
     found = len(vocabulary.parts)
     _add_words(vocabulary, texts, count, max_length)
     return Extension(vocabulary.definition, vocabulary.first, vocabulary.parts, found)
@@ -103,7 +122,22 @@ def _sample(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _tokens(extension: Extension, texts: Sequence[str]) -> int:
     tokenizer = Tokenizer.from_str(json.dumps(extension.definition))
-    return sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False))
+    encodings = (tokenizer.encode_batch(batch, add_special_tokens=False) for batch in batches(texts))
+    return sum(len(encoding.ids) for batch in encodings for encoding in batch)
+
+
+def batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in their order, some at a time."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        if batch and size + len(text) > BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch
 
 
 class Vocabulary:
@@ -156,6 +190,8 @@ class Bpe(Vocabulary):
         super().__init__(definition, definition["model"]["vocab"] | added)
         # An added token that the model does not know gets the next free id when the file is read: not its own any more.
         self.definition["model"]["vocab"] |= added
+        merges = self.definition["model"]["merges"]  # older files have "left right"
+        self.definition["model"]["merges"] = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
         self._linked: set[tuple[int, int]] = set()
 
     def _add(self, name: str, parts: tuple[int, ...]) -> int:
@@ -250,37 +286,93 @@ def unknown_id(definition: Mapping[str, Any]) -> int | None:
     return None if found is None else int(found)
 
 
-def _add_characters(vocabulary: Vocabulary, texts: Sequence[str], count: int, coverage: float) -> None:
-    tokenizer = vocabulary.tokenizer()
-    byte_level = is_byte_level(vocabulary.definition)
+@dataclass(frozen=True)
+class Characters:
+    """What a text holds and the tokenizer has only in pieces: a character, or several where a piece ends within one.
+
+    Attributes:
+        text: the characters, as the model sees them.
+        ids: the pieces.
+        n: how often they occur.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    n: int
+
+
+def _needed_characters(vocabulary: Vocabulary, texts: Sequence[str], coverage: float) -> list[Characters]:
+    """Those to add so that single tokens cover the share `coverage` of all characters, most frequent first."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
-    wanted = {c: n for c, n in counts.items() if not c.isspace() and c.isprintable()}
-    left = coverage * sum(wanted.values())
-    for character, n in sorted(wanted.items(), key=lambda item: (-item[1], item[0])):
-        if left <= 0 or len(vocabulary.parts) >= count:
-            return
-        left -= n
-        name = _in_model_space(tokenizer, character, byte_level)
-        ids = [token.id for token in tokenizer.model.tokenize(name)] if name else []
-        if not byte_level and ids and name not in vocabulary.ids:
-            vocabulary.add_character(name, tuple(ids))
-        elif byte_level and len(ids) - 1 <= count - len(vocabulary.parts):  # no beginnings without their character
-            made: int | None = ids[0]
-            for following in ids[1:]:
+    wanted = {c: n for c, n in counts.items() if _is_wanted(c)}
+    broken = _broken_runs(vocabulary, texts) if is_byte_level(vocabulary.definition) else _unknown(vocabulary, wanted)
+    found = sorted(broken, key=lambda each: (-each.n, each.text, each.ids))
+    missing = sum(each.n * len(each.text) for each in found) - (1 - coverage) * sum(wanted.values())
+    for place, each in enumerate(found):
+        if missing <= 0:
+            return found[:place]
+        missing -= each.n * len(each.text)
+    return found
+
+
+def _broken_runs(vocabulary: Vocabulary, texts: Sequence[str]) -> Iterator[Characters]:
+    """Runs of byte-level pieces that begin and end with a character, and no part of which does.
+
+    They are looked up where they stand: after a space, say, the first byte may belong to the space's piece.
+    """
+    decode = decoders.ByteLevel().decode
+    inner = {c for c in pre_tokenizers.ByteLevel.alphabet() if len(decode(["Ã" + c])) == 1}  # bytes that go on after 0xC3
+    special = {token["id"] for token in vocabulary.definition["added_tokens"]}
+    opens = np.ones(max(vocabulary.names) + 1, bool)
+    opens[[i for i, name in vocabulary.names.items() if name[:1] in inner and i not in special]] = False
+    counts: Counter[str] = Counter()
+    for symbols in _symbols(vocabulary.tokenizer(), texts, np.ones_like(opens), opens):
+        counts.update(symbols.split(chr(BREAK)))
+    for run, n in counts.items():
+        ids = tuple(ord(symbol) - SYMBOLS for symbol in run)
+        text = decode([vocabulary.names[i] for i in ids])
+        if len(ids) > 1 and (_is_wanted(text.removeprefix(" ")) or _LETTERS.fullmatch(text)):
+            yield Characters(text, ids, n)
+
+
+def _unknown(vocabulary: Vocabulary, wanted: Mapping[str, int]) -> Iterator[Characters]:
+    """Characters that are no token by themselves, under the names that the model sees."""
+    tokenizer = vocabulary.tokenizer()
+    for character, n in wanted.items():
+        name = _in_model_space(tokenizer, character)
+        ids = tuple(token.id for token in tokenizer.model.tokenize(name))
+        if len(name) == 1 and ids and name not in vocabulary.ids:
+            yield Characters(name, ids, n)
+
+
+def _in_model_space(tokenizer: Tokenizer, character: str) -> str:
+    """A character as the model sees it amid a text, where normalising may make others of it or none."""
+    if tokenizer.normalizer is None:
+        return character
+    around = tokenizer.normalizer.normalize_str(f"a{character}a")
+    return str(around[around.find("a") + 1 : around.rfind("a")])
+
+
+def _is_wanted(text: str) -> bool:
+    """Whether it is a character that can be seen, or a joiner."""
+    return len(text) == 1 and (text in JOINERS or (text.isprintable() and not text.isspace()))
+
+
+def _add_characters(vocabulary: Vocabulary, needed: Sequence[Characters], count: int) -> None:
+    byte_level = is_byte_level(vocabulary.definition)
+    for each in needed:
+        room = count - len(vocabulary.parts)
+        if not byte_level:
+            if room and each.text not in vocabulary.ids:
+                vocabulary.add_character(each.text, each.ids)
+            continue
+        beginnings = accumulate(vocabulary.names[i] for i in each.ids)
+        if sum(name not in vocabulary.ids for name in beginnings) <= room:  # no beginnings without their character
+            made: int | None = each.ids[0]
+            for following in each.ids[1:]:
                 made = vocabulary.join(made, following) if made is not None else None
-
-
-def _in_model_space(tokenizer: Tokenizer, character: str, byte_level: bool) -> str:
-    """A character as the model sees it amid a text; empty where normalising makes others of it."""
-    if tokenizer.normalizer is not None:
-        around = tokenizer.normalizer.normalize_str(f"a{character}a")
-        start, end = around.find("a"), around.rfind("a")
-        character = around[start + 1 : end]
-    if byte_level and len(character) == 1:  # a ByteLevel normaliser has made several of it, or left an ASCII one
-        ((character, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(character)
-    return character if byte_level or len(character) == 1 else ""
 
 
 def _add_words(vocabulary: Vocabulary, texts: Sequence[str], count: int, max_length: int) -> None:
@@ -289,7 +381,7 @@ def _add_words(vocabulary: Vocabulary, texts: Sequence[str], count: int, max_len
     size = max(vocabulary.names) + 1
     joins, opens, lengths = np.zeros(size, bool), np.zeros(size, bool), [0] * size
     for i, text in known.items():
-        if text is not None and _LETTERS.fullmatch(text):
+        if text is not None and (text == " " or _LETTERS.fullmatch(text)):
             joins[i], opens[i], lengths[i] = True, text[0] == " ", len(text.lstrip(" "))
     words = list(_symbols(tokenizer, texts, joins, opens))
     alphabet = len(set().union(*words) - {chr(BREAK)})
@@ -311,8 +403,8 @@ def _symbols(tokenizer: Tokenizer, texts: Sequence[str], joins: np.ndarray, open
         joins: by id, whether the piece may be part of a new token.
         opens: by id, whether it begins a word.
     """
-    for start in range(0, len(texts), BATCH):
-        for encoding in tokenizer.encode_batch(texts[start : start + BATCH], add_special_tokens=False):
+    for batch in batches(texts):
+        for encoding in tokenizer.encode_batch(batch, add_special_tokens=False):
             ids = np.array(encoding.ids, np.int64)
             if len(ids) < 2:
                 continue

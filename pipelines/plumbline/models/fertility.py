@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from plumbline.models.extend import BATCH, piece_texts
+from plumbline.models.extend import batches, piece_texts
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -42,7 +42,7 @@ class Fertility:
         texts, characters: how many.
         before, after: what either tokenizer makes of them.
         new: how many tokens of `after` are new ones.
-        used: how many different new tokens occur.
+        used: which new tokens occur.
     """
 
     texts: int
@@ -50,11 +50,12 @@ class Fertility:
     before: Side
     after: Side
     new: int
-    used: int
+    used: frozenset[int]
 
     def report(self) -> dict[str, Any]:
         """The counts, with tokens per character and what is left of the tokens."""
         return asdict(self) | {
+            "used": len(self.used),
             "tokensPerCharacter": {
                 "before": round(self.before.tokens / self.characters, 4),
                 "after": round(self.after.tokens / self.characters, 4),
@@ -74,9 +75,8 @@ def fertility(before: Tokenizer, after: Tokenizer, first: int, texts: Sequence[s
     """
     side_before, _ = _counts(before, texts)
     side_after, counts = _counts(after, texts)
-    return Fertility(
-        len(texts), sum(map(len, texts)), side_before, side_after, int(counts[first:].sum()), int((counts[first:] > 0).sum())
-    )
+    used = frozenset((first + np.flatnonzero(counts[first:])).tolist())
+    return Fertility(len(texts), sum(map(len, texts)), side_before, side_after, int(counts[first:].sum()), used)
 
 
 def _counts(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Side, np.ndarray]:
@@ -84,22 +84,22 @@ def _counts(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Side, np.ndarra
     whole = piece_texts(json.loads(tokenizer.to_str()))
     size = max(whole) + 1
     counts = np.zeros(size, np.int64)
-    for start in range(0, len(texts), BATCH):
-        for encoding in tokenizer.encode_batch(texts[start : start + BATCH], add_special_tokens=False):
+    for batch in batches(texts):
+        for encoding in tokenizer.encode_batch(batch, add_special_tokens=False):
             counts += np.bincount(encoding.ids, minlength=size)
     broken = [i for i, text in whole.items() if text is None]
     return Side(int(counts.sum()), int(counts[broken].sum())), counts
 
 
 def total(parts: Sequence[Fertility]) -> Fertility:
-    """Sources together; a token that several use counts for the source that uses most."""
+    """Sources together."""
     return Fertility(
         sum(p.texts for p in parts),
         sum(p.characters for p in parts),
         Side(sum(p.before.tokens for p in parts), sum(p.before.pieces for p in parts)),
         Side(sum(p.after.tokens for p in parts), sum(p.after.pieces for p in parts)),
         sum(p.new for p in parts),
-        max(p.used for p in parts),
+        frozenset().union(*(p.used for p in parts)),
     )
 
 
@@ -107,17 +107,20 @@ def page(report: Mapping[str, Any], title: str) -> str:
     """The stage's report as one HTML page without external resources.
 
     Args:
-        report: `tokens`, `sources` (with `Fertility.report` of each) and `examples`.
+        report: `tokens`, `sources` (with `Fertility.report` of each), `unmeasured` (names of sources too small to hold texts
+            out of) and `examples`.
         title: such as the stage's name.
     """
-    tokens = report["tokens"]
+    tokens, unmeasured = report["tokens"], escape(", ".join(report["unmeasured"]))
     shown = [
         f"<h1>Tokenizer: {escape(title)}</h1>",
         f"<p>{tokens['added']:,} tokens added to {tokens['before']:,}: {tokens['characters']:,} for characters that were spelled "
         f"in pieces, {tokens['words']:,} for words and parts of words. {tokens['asked']:,} were asked for.</p>",
         "<h2>Held-out texts</h2>",
         _table(report["sources"]),
-        "<p>A piece is less than a character: a byte, some bytes, or the unknown token.</p>",
+        "<p>A piece is less than a character: a byte, some bytes, or the unknown token."
+        + (f" Learned from, and too small to be measured on: {unmeasured}." if unmeasured else "")
+        + "</p>",
         f"<h2>Some of the new tokens</h2><p>{escape(' · '.join(report['examples']))}</p>",
     ]
     head = f'<meta charset="utf-8"><title>Tokenizer: {escape(title)}</title><style>{STYLE}</style>'

@@ -25,8 +25,8 @@ def base_folder(base: str, revision: str | None = None, weights: bool = True) ->
     """A local folder in Hugging Face form with the base model; hub and remote ones are fetched.
 
     Args:
-        base: as in `spec.model.base`.
-        revision: commit of a hub model.
+        base: as in `spec.model.base`; `hf://ORG/NAME@COMMIT` names a commit, as it does to the hub's own file system.
+        revision: commit of a hub model, unless `base` names one.
         weights: whether these are needed; else only configuration and tokenizer are fetched.
 
     Raises:
@@ -40,9 +40,10 @@ def base_folder(base: str, revision: str | None = None, weights: bool = True) ->
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(base.removeprefix("hf://"), revision=revision, allow_patterns=wanted))
+            name, _, commit = base.removeprefix("hf://").partition("@")
+            return Path(snapshot_download(name, revision=commit or revision, allow_patterns=wanted))
         except Exception as error:  # the hub's client passes on whatever its transport raises
-            raise PlumblineError(f"spec.model.base: '{base}' cannot be fetched: {one_line(error)}") from error
+            raise PlumblineError(f"the model '{base}' cannot be fetched: {one_line(error)}") from error
     identity = model_identity(base)
     uri = absolute_uri(base)
     if "://" not in uri:
@@ -55,7 +56,7 @@ def base_folder(base: str, revision: str | None = None, weights: bool = True) ->
         try:
             fetch(uri, folder, lambda name: any(fnmatch(name, pattern) for pattern in wanted))
         except Exception as error:  # clients of remote file systems pass on whatever their transport raises
-            raise PlumblineError(f"spec.model.base: '{base}' cannot be fetched: {one_line(error)}") from error
+            raise PlumblineError(f"the model '{base}' cannot be fetched: {one_line(error)}") from error
     return folder
 
 

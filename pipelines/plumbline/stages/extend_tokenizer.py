@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from plumbline.api.stages.extend_tokenizer import ExtendTokenizerSpec
-from plumbline.data.dataset import load_rows
-from plumbline.data.read import read_records
+from plumbline.data.dataset import part_names
+from plumbline.data.read import PARQUET_ROWS, read_records
+from plumbline.data.records import Broken
 from plumbline.data.rows import to_row
 from plumbline.errors import InvalidInput
 from plumbline.external import expand
@@ -23,6 +25,7 @@ from plumbline.models.extend import Extension, extend, piece_texts, unknown_id
 from plumbline.models.fertility import fertility, page, total
 from plumbline.models.load import load_base, load_embeddings, load_tokenizer
 from plumbline.models.reference import EMBEDDINGS, ModelReference
+from plumbline.progress import Reporter
 from plumbline.stage import StageContext
 
 EXAMPLES = 200  # new tokens that the report shows
@@ -38,7 +41,8 @@ def run(context: StageContext, spec: ExtendTokenizerSpec) -> None:
     where = context.where
     reference = ModelReference.of(context.plan, context.input("model"))
     context.report.say("reading texts")
-    learn, held_out = gather(_lines(context, spec, where), spec.held_out, spec.max_characters)
+    lines = _counted(_lines(context, spec, where), context.report)
+    learn, held_out = gather(lines, spec.held_out, spec.max_characters)
     if not held_out:
         raise InvalidInput(f"{where}.heldOut: no text is held out to measure on; give more texts or raise heldOut")
 
@@ -47,7 +51,7 @@ def run(context: StageContext, spec: ExtendTokenizerSpec) -> None:
     before = _backend(old, where)
     texts = [text for name in sorted(learn) for text in learn[name]]
     definition = json.loads(before.to_str())
-    extension = extend(definition, texts, spec.tokens, spec.character_coverage, spec.max_token_length)
+    extension = extend(definition, texts, spec.tokens, spec.character_coverage, spec.max_token_length, context.report.step)
     if not extension.parts:
         raise InvalidInput(
             f"{where}: the texts hold nothing that the tokenizer lacks; give more texts, or in its weak language"
@@ -63,6 +67,7 @@ def run(context: StageContext, spec: ExtendTokenizerSpec) -> None:
     if adapter is not None:
         shutil.copytree(adapter, folder / "adapter")
     report = _report(spec, before, after, extension, held_out)
+    report["unmeasured"] = sorted(set(learn) - set(held_out))
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
     (folder / "report.html").write_text(page(report, context.node.name), "utf-8")
     _publish(context, reference, report)
@@ -72,8 +77,13 @@ def _lines(context: StageContext, spec: ExtendTokenizerSpec, where: str) -> Iter
     """(source, line) of the texts, then of the dataset's rows."""
     for i, uri in enumerate(spec.texts or []):
         for path in expand(uri, f"{where}.texts[{i}]"):
-            for _, line, record in read_records(path, "fail"):
-                text = record.get("text") if isinstance(record, dict) else None
+            for _, line, record in read_records(path, "skip"):
+                if isinstance(record, Broken):
+                    raise InvalidInput(
+                        f"{where}.texts[{i}]: {path}:{line}: {record.reason}: {record.excerpt or '(nothing)'}; mend the line, or "
+                        "curate the file with badRecords: skip and name that stage as the dataset input"
+                    )
+                text = record.get("text")
                 if not isinstance(text, str):
                     raise InvalidInput(
                         f"{where}.texts[{i}]: {path}:{line}: the record has no `text`; give plain text (.txt), or curate the "
@@ -82,10 +92,19 @@ def _lines(context: StageContext, spec: ExtendTokenizerSpec, where: str) -> Iter
                 yield from ((uri, part) for part in text.splitlines() if part)
     dataset = context.input("dataset")
     if dataset is not None:
-        for batch in load_rows(dataset).to_batches():
-            for values in batch.to_pylist():
-                row = to_row(values, dataset.details["format"])
-                yield from ((values["source"], part) for text in row.texts for part in text.splitlines() if part)
+        folder = dataset.local()
+        for name in part_names(dataset):
+            for batch in pq.ParquetFile(folder / name).iter_batches(batch_size=PARQUET_ROWS):
+                for values in batch.to_pylist():
+                    row = to_row(values, dataset.details["format"])
+                    yield from ((values["source"], part) for text in row.texts for part in text.splitlines() if part)
+
+
+def _counted(lines: Iterator[tuple[str, str]], report: Reporter) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(lines, 1):
+        if number % 1000 == 0:
+            report.step(number)
+        yield line
 
 
 def _backend(tokenizer: Any, where: str) -> Tokenizer:
@@ -167,5 +186,5 @@ def _publish(context: StageContext, reference: ModelReference, report: dict[str,
         tokens=tokens["before"] + tokens["added"],
     )
     context.report.say(
-        f"{tokens['added']:,} tokens added; {rate['before']:.2f} → {rate['after']:.2f} tokens a character on texts held out"
+        f"{tokens['added']:,} of {tokens['asked']:,} tokens added; {rate['before']:.2f} → {rate['after']:.2f} tokens a character on texts held out"
     )

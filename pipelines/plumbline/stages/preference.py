@@ -49,7 +49,7 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
         return encoded if encoder.fits(encoded) else None
 
     def drawn(step: int) -> list[int]:
-        return batch_indices(step, len(rows), spec.batch_size, spec.seed)
+        return batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)
 
     def batches(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
         mine = drawn(step)[world.rank :: world.size]

@@ -61,7 +61,7 @@ def work(job: TrainingJob[RewardModelSpec], world: World, report: ReportStep) ->
         return micro_batches(units, micro_batch_tokens=spec.micro_batch_tokens)
 
     def batches(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
-        mine = batch_indices(step, len(rows), spec.batch_size, spec.seed)[world.rank :: world.size]
+        mine = batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)[world.rank :: world.size]
         made = layout(mine)
         (left_out,) = world.totals(sum(unit(i) is None for i in mine))
         return [made], {"leftOut": left_out}

@@ -62,7 +62,7 @@ def work(job: RlhfJob, world: World, report: ReportStep) -> None:
     pool = job.pool.share(world.rank, world.size)
 
     def rollouts(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
-        drawn = list(enumerate(batch_indices(step, len(prompts), spec.prompts_per_step, spec.seed)))
+        drawn = list(enumerate(batch_indices(step, len(prompts), spec.prompts_per_step, spec.seed, spec.shuffle)))
         mine = drawn[world.rank :: world.size]
         groups = [[_request(spec, step, place, k, prompts[i]) for k in range(spec.group_size)] for place, i in mine]
         answers = pool.generate(groups, engine.adapter(), config, version=step)

@@ -38,7 +38,7 @@ def work(job: TrainingJob[SftSpec], world: World, report: ReportStep) -> None:
         return encode_chat(tokenizer, chats[i], spec.max_length + 1, spec.train_on)
 
     def batches(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
-        mine = batch_indices(step, len(chats), spec.batch_size, spec.seed)[world.rank :: world.size]
+        mine = batch_indices(step, len(chats), spec.batch_size, spec.seed, spec.shuffle)[world.rank :: world.size]
         whole = [encode(i) for i in mine]
         kept = [sequence.cut(spec.max_length) for sequence in whole]
         units = [[sequence] for sequence in kept if sequence.targets]

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from plumbline.api.stages.synthesize import JUDGE_KEY, TEACHER_KEY, SynthesizeSpec
@@ -54,6 +55,7 @@ def run(context: StageContext, spec: SynthesizeSpec) -> None:
         drive(METHODS[spec.method](spec, rows, book), calls.ask)
     card = _write(context, spec, form, book)
     card["calls"] = dict(sorted(calls.counts.items()))
+    card["scores"] = scores = _scores(book)
     if not card["rows"]:
         raise _nothing_made(context.where, card)
     folder = context.output.folder
@@ -61,7 +63,7 @@ def run(context: StageContext, spec: SynthesizeSpec) -> None:
     (folder / "card.html").write_text(render_html(card, context.node.name), encoding="utf-8")
     dropped = card["records"] - card["rows"]
     context.output.metrics.update(
-        rows=card["rows"], dropped=dropped, tokens=calls.budget.spent, characters=card["characters"]["total"]
+        rows=card["rows"], dropped=dropped, tokens=calls.budget.spent, characters=card["characters"]["total"], **scores
     )
     context.output.details.update(rows=card["rows"], format=form)
     context.report.say(
@@ -91,7 +93,8 @@ def _calls(context: StageContext, spec: SynthesizeSpec, journal: Journal, book: 
             return endpoints[of_judge]
 
         def shown() -> None:
-            context.report.step(book.rows, spec.rows, {"rows": book.rows, "tokens": calls.budget.spent})
+            asked = sum(count for what, count in calls.counts.items() if what.endswith(" calls"))
+            context.report.step(book.rows, spec.rows, {"calls": asked, "tokens": calls.budget.spent})
 
         with Calls(endpoint, identities, journal, Budget(spec.token_budget), spec.calls.concurrency, shown) as calls:
             yield calls
@@ -186,6 +189,14 @@ def _write(context: StageContext, spec: SynthesizeSpec, form: Form, book: Book) 
         if block.enabled:
             card["contamination"] = write_report(found.report(block, candidates.kept()), folder)
     return tally.card() | card
+
+
+def _scores(book: Book) -> dict[str, float]:
+    """Mean score of the answers that were drawn and of those that were kept: whether choosing among them was worth it (RAFT)."""
+    if not book.scores:
+        return {}
+    kept = [outcome.row.score for outcome in book.outcomes if outcome.row is not None and outcome.row.score is not None]
+    return {"meanScoreDrawn": fmean(book.scores), **({"meanScoreKept": fmean(kept)} if kept else {})}
 
 
 def _nothing_made(where: str, card: dict[str, Any]) -> PlumblineError:

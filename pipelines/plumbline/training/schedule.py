@@ -31,10 +31,14 @@ def total_steps(rows: int, batch_size: int, epochs: float, max_steps: int | None
     return min(steps, max_steps) if max_steps is not None else steps
 
 
-def batch_indices(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
-    """Row numbers of one step: every epoch is its own permutation, batches run on across epochs."""
+def batch_indices(step: int, rows: int, batch_size: int, seed: int, shuffle: bool = True) -> list[int]:
+    """Row numbers of one step: every epoch is its own permutation, or the order of the rows; batches run on across
+    epochs."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    if not shuffle:
+        return [position % rows for position in positions]
     indices: list[int] = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
+    for position in positions:
         epoch, within = divmod(position, rows)
         if not indices or within == 0:
             order = np.random.default_rng([seed, epoch]).permutation(rows)

@@ -17,7 +17,9 @@ class BenchmarkFilesSpec(SpecModel):
     name: Name
     """Name in the data card and in reasons."""
     uri: Uri
-    """Data file, glob or folder."""
+    """Data file, glob or folder; with `fields` also `hf://datasets/ORG/NAME[@REVISION][/PATH]`."""
+    split: str = Field(default="test", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Of a data set of the hub: which split."""
     benchmark: Literal["gsm8k", "mmlu", "promptAnswer"] | None = None
     """Which benchmark's files they are."""
     fields: list[Annotated[str, Field(min_length=1, max_length=100)]] | None = Field(
@@ -30,10 +32,10 @@ class BenchmarkFilesSpec(SpecModel):
 
 class DecontaminateSpec(SpecModel):
     """Rows that hold a question of a benchmark: at least `cover` of its words lie in runs of `ngram` words that are in one
-    row too. Shorter questions must be a turn, or a paragraph of one. What more than ten questions share counts for nothing.
+    row too. Shorter questions must be a turn, or whole sentences of one. What more than ten questions share counts for nothing.
 
     `contamination.json` of the artifact tells which questions occurred, so that evaluation can score the others apart.
-    `builtin://skills` is left out: its `train` and `heldout` parts share no task.
+    `builtin://skills` is left out: its `train` and `heldout` parts share no task. The report says where other rows went in.
     """
 
     enabled: bool = True
@@ -50,7 +52,7 @@ class DecontaminateSpec(SpecModel):
     """Characters of a run where a question is written without spaces, as in Chinese (GPT-3 took 13, of words)."""
     code_tokens: Annotated[int, Field(ge=10, le=200), WHOLE] = 24
     """Tokens of a run of program text, whatever the names of variables, without comments (24: about three lines). Of a
-    program at least 0.8 must be covered, since half of one may be an idiom."""
+    program at least 0.8 must be covered, since half of one may be an idiom; a shorter one is compared as a whole."""
     turns: Literal["user", "all"] = "user"
     """Look into the `user` turns, or into `all`, answers too. Plain text and programs are looked for everywhere."""
 
@@ -63,6 +65,13 @@ class DecontaminateSpec(SpecModel):
         for i, one in enumerate(self.against):
             if (one.benchmark is None) == (one.fields is None):
                 found.append((f"against[{i}]", "give either benchmark or fields"))
+            if one.benchmark and one.uri.startswith("hf://"):
+                found.append(
+                    (
+                        f"against[{i}].uri",
+                        f"'{one.uri}' goes with fields; a benchmark's own files are read from a path or any other URI",
+                    )
+                )
             if one.code and one.fields is None:
                 found.append((f"against[{i}].code", "goes with fields; a benchmark knows its programs itself"))
             if one.name in names[:i]:

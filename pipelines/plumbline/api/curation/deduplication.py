@@ -30,7 +30,7 @@ class MinHashSpec(SpecModel):
     ngram: Annotated[int, Field(ge=1, le=32), WHOLE] = 5
     """Words in a shingle (5: as datatrove and data-juicer). In scripts written without spaces each character is a word."""
     short_words: Annotated[int, Field(ge=1, le=1000), WHOLE] = 20
-    """Rows with fewer words are compared by shingles of characters, and only with each other: one changed word touches `ngram` shingles, so that
+    """Two rows of which one has fewer words are compared by shingles of characters: one changed word touches `ngram` shingles, so that
     shingles of words see nothing but equality in short texts. At least `ngram`."""
     short_ngram: Annotated[int, Field(ge=1, le=32), WHOLE] = 5
     """Characters in such a shingle; a row with fewer characters is compared as a whole."""

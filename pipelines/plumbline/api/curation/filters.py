@@ -18,7 +18,7 @@ from plumbline.api.base import (
     attribute,
     validated_by,
 )
-from plumbline.api.synthesis.teacher import CallsSpec
+from plumbline.api.synthesis.teacher import CallsSpec, EndpointUrl
 
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Region = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
@@ -141,8 +141,9 @@ class PiiSpec(SpecModel):
     """Countries (ISO 3166) whose national phone numbers count, if grouped as there or after a word such as "phone".
     International ones (+49 …) always count."""
     reserved: bool = False
-    """Also what is nobody's: private and documentation addresses, mail at example.com, hotlines, phone numbers of fiction
-    (555-01xx)."""
+    """Also private addresses and hotlines, which are nobody's. What is set aside for examples (example.com, 555-01xx,
+    203.0.113.x) always counts, except in rows about programming, whose code would be wrong without it; with `reserved`
+    there too."""
 
 
 class ClassifierSpec(SpecModel):
@@ -153,9 +154,11 @@ class ClassifierSpec(SpecModel):
     label: str | None = Field(default=None, min_length=1, max_length=200)
     """Label whose probability is the score. Unset, for models with one output: its value as it is."""
     reads: Part = "chat"
-    """The whole chat, the prompt (user turns), or the answers (of a preference the better one)."""
+    """The whole chat, the prompt (user turns), or the answers (of a preference the better one). Rows whose answer is labelled
+    bad (KTO) are judged by `prompt` alone, else they stay."""
     max_tokens: Annotated[int, Field(ge=8, le=8192), WHOLE] = 512
-    """Tokens that the model reads of it: the first, and of the answer too where both do not fit (512: BERT's)."""
+    """Tokens that the model reads of it, if it has positions for as many: the first, and of the answer too where both do not
+    fit (512: BERT's)."""
 
 
 class SafetySpec(ClassifierSpec):
@@ -176,7 +179,7 @@ class JudgeSpec(SpecModel):
     """A model behind an OpenAI-compatible endpoint, for `rating` and `textbook.annotate`. Every verdict is paid once, also by
     later runs."""
 
-    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]", max_length=1024)]
+    endpoint: EndpointUrl
     """Base URL; `/chat/completions` is appended to it."""
     model: Annotated[str, Field(min_length=1, max_length=200)]
     """Model name at the endpoint."""
@@ -191,7 +194,8 @@ class JudgeSpec(SpecModel):
 
 
 class RatingSpec(SpecModel):
-    """Drop rows that the judge rates low, of 0 to 5 (AlpaGasus, arXiv 2307.08701); the rating is noted in the row."""
+    """Drop rows that the judge rates low, of 0 to 5 (AlpaGasus, arXiv 2307.08701); the rating is noted in the row. Answers
+    labelled bad (KTO) stay unrated."""
 
     min_score: Annotated[float, Field(ge=0, le=5)] = 4.5
     """Rows rated lower are dropped (AlpaGasus: 4.5 kept 9,229 of Alpaca's 52,002). Code suffers: mix by category."""

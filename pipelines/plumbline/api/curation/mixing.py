@@ -22,7 +22,8 @@ class MixSpec(SpecModel):
     stand as they come."""
     programming: Share | None = None
     """Share of rows about programming (0.5 left conversation unchanged and improved reasoning: Muennighoff et al.,
-    arXiv 2305.16264), met within one percentage point. Unset: as they come."""
+    arXiv 2305.16264), met within one percentage point; where a dataset of few rows cannot, as near as whole rows come, and
+    the data card says so. Unset: as they come."""
     unit: Literal["rows", "tokens"] = "rows"
     """What shares and `total` are of; tokens as the run's tokenizer and chat template count."""
     total: PositiveInt | None = None
@@ -33,7 +34,8 @@ class MixSpec(SpecModel):
     is nearly as good as new data: Muennighoff et al.)."""
     order: Literal["source", "shuffled", "shortest", "easiest"] = "source"
     """`source`: as rows came, repeats at the end. `shuffled`. For a curriculum `shortest` first, or `easiest` first by
-    what `select` measured: IFD, DEITA's complexity, or the number of tags."""
+    what `select` measured: IFD, DEITA's complexity, or the number of tags. Training keeps to it with
+    `shuffle: false`."""
 
     def problems(self, select: SelectSpec | None) -> list[tuple[str, str]]:
         """Contradictions, also with the stage's `select`, by field path below the block."""

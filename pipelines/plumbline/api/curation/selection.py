@@ -113,7 +113,7 @@ class TagsSpec(SpecModel):
 
 class KCenterSpec(EmbeddingSpec):
     """Greedy k-center (arXiv 1708.00489): each next row is the one farthest from all that are taken. Covers the data,
-    outliers first."""
+    outliers first. Takes time with rows × budget, as one cosine each at most."""
 
 
 class SelectSpec(SpecModel):
@@ -154,6 +154,11 @@ class SelectSpec(SpecModel):
     def method(self) -> str:
         """The method that is given, in YAML spelling."""
         return self._given(METHODS)[0]
+
+    @property
+    def budget(self) -> str:
+        """The budget that is given, in YAML spelling."""
+        return self._given(BUDGETS)[0]
 
     @property
     def block(self) -> SpecModel:

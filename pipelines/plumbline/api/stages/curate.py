@@ -33,7 +33,8 @@ class SourceSpec(SpecModel):
 
     uri: Uri
     """File, glob or folder, local or any fsspec URI; `hf://datasets/ORG/NAME[@REVISION][/PATH]`; or `builtin://skills`,
-    the built-in generator. JSON, JSONL, CSV, Parquet and text, plain, .gz or .zst."""
+    the built-in generator. JSON, JSONL, CSV, Parquet and text, plain, .gz or .zst. Beside data, a README, LICENSE or other
+    file that tells about them is left out."""
     format: Literal[
         "auto",
         "hh",
@@ -84,7 +85,7 @@ class CurateSpec(StageSpec):
     output: ClassVar = None
     inputs: ClassVar = {"dataset": Input(type=ArtifactType.DATASET, required=False, nearest=False)}
     program: ClassVar = "plumbline.stages.curate"
-    code_version: ClassVar = "2"
+    code_version: ClassVar = "3"
     unfingerprinted: ClassVar = frozenset({"parallelism"})
 
     sources: list[SourceSpec] = Field(min_length=1, max_length=64)

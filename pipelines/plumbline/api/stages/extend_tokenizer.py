@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from plumbline.api.base import WHOLE, ArtifactType, Input, PositiveInt, StageSpec, Uri
+from plumbline.api.base import WHOLE, ArtifactType, Input, StageSpec, Uri
 
 
 class ExtendTokenizerSpec(StageSpec):
@@ -21,6 +21,7 @@ class ExtendTokenizerSpec(StageSpec):
     }
     output: ClassVar = ArtifactType.MODEL
     program: ClassVar = "plumbline.stages.extend_tokenizer"
+    code_version: ClassVar = "2"
 
     texts: Annotated[list[Uri], Field(min_length=1, max_length=64)] | None = None
     """Files to learn tokens from, beside the dataset input: plain text (.txt), or records with a `text` field."""
@@ -34,7 +35,7 @@ class ExtendTokenizerSpec(StageSpec):
     """Longest new token in characters (SentencePiece: 16)."""
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     """Share of texts, told by their hash, on which tokens per character are measured and from which nothing is learned."""
-    max_characters: Annotated[PositiveInt, Field(ge=100_000)] = 20_000_000
+    max_characters: Annotated[int, Field(ge=100_000, le=2**31 - 1), WHOLE] = 20_000_000
     """Most characters to learn from; of more, a share told by hash is taken. Bounds memory: 20 million take 1.6 GB."""
 
     def external_uris(self) -> dict[str, str]:

@@ -24,7 +24,8 @@ TEACHER_KEY, JUDGE_KEY = "PLUMBLINE_TEACHER_KEY", "PLUMBLINE_JUDGE_KEY"
 
 class SynthesizeSpec(StageSpec):
     """Write instructions, answers or pairs with a teacher model. Holds exactly one method. Every answer is paid once: what
-    the same teacher was asked before with the same method, dataset and seed is found again, whatever else is edited."""
+    the same teacher was asked before with the same method, dataset and seed is found again, whatever else is edited, in
+    `replies` of the workspace; nothing cleans that folder, and deleting it costs nothing but paying again."""
 
     model_config = validated_by(
         (
@@ -64,7 +65,8 @@ class SynthesizeSpec(StageSpec):
     """How many rows to make; fewer come where the dataset, the budget or the teacher's ideas end. Bounds the cost."""
     token_budget: PositiveInt | None = None
     """No call is made that could lift all calls' tokens, prompts and answers, above this. The server's `usage` counts where the texts
-    bear it out, else an estimate from the texts."""
+    bear it out, else an estimate from the texts. Tries that brought rubbish count; of those that brought nothing at all nobody
+    knows what they took."""
     calls: CallsSpec = CallsSpec()
     """How calls are made. Does not enter the fingerprint."""
     decontaminate: DecontaminateSpec = DecontaminateSpec()
@@ -81,6 +83,9 @@ class SynthesizeSpec(StageSpec):
     def judge(self) -> TeacherSpec | None:
         """The judge, where the method has one."""
         return self.self_improve.judge if self.self_improve else None
+
+    def reads(self, role: str) -> bool:
+        return self.asks_own_model if role == "model" else self.textbook is None
 
     @property
     def asks_own_model(self) -> bool:

@@ -86,6 +86,8 @@ class TrainingSpec(StageSpec):
     """Longest sequence in tokens; longer ones are cut at the end (supervised) or left out (pairs), and counted."""
     micro_batch_tokens: PositiveInt = 8192
     """Most tokens (padding included) in one forward pass of one worker. Bounds memory; does not change the gradient."""
+    shuffle: bool = True
+    """Every epoch in a random order of its own. Off: in the dataset's order, such as the curriculum of a `mix.order`."""
     seed: NonNegativeInt = 0
     """Seed of data order, adapter initialisation, dropout and sampling."""
     checkpoint: CheckpointSpec = CheckpointSpec()

@@ -65,7 +65,7 @@ class ExplainSpec(SpecModel):
     """Explained answers (Orca, arXiv 2306.02707): a system prompt that asks for reasons goes before each prompt, and stays in the row."""
 
     system_prompts: list[Annotated[str, Field(min_length=1, max_length=2000)]] | None = Field(default=None, max_length=64)
-    """One is drawn for each prompt. Default: twelve built-in ones."""
+    """One is drawn for each prompt. Default: sixteen built-in ones."""
     temperature: NonNegativeFloat = 0.0
     """0 gives the teacher's likeliest answer."""
     max_tokens: PositiveInt = 2048
@@ -105,7 +105,8 @@ class TextbookSynthesisSpec(SpecModel):
 
 
 class SelfImproveSpec(SpecModel):
-    """The best of several samples for each prompt of the dataset (RAFT, arXiv 2304.06767); or best and worst as a pair."""
+    """The best of several samples for each prompt of the dataset (RAFT, arXiv 2304.06767); or best and worst as a pair.
+    The metrics `meanScoreDrawn` and `meanScoreKept` tell what choosing brought."""
 
     model_config = validated_by(
         ("has(self.judge) != (has(self.rewards) && self.rewards.size() > 0)", "give either rewards or a judge")

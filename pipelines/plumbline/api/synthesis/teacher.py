@@ -8,9 +8,13 @@ from pydantic import Field
 
 from plumbline.api.base import ObjectName, PositiveInt, SpecModel, validated_by
 
+EndpointUrl = Annotated[str, Field(pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$", max_length=1024)]
+"""Base URL of an API, without a user, a password or a query: a key belongs into a Secret."""
+
 
 class TeacherSpec(SpecModel):
-    """A model behind an OpenAI-compatible endpoint. Nothing given: the stage's model input, served in the stage's own cluster."""
+    """A model behind an OpenAI-compatible endpoint. Nothing given: the stage's model input, served in the stage's own cluster;
+    with an endpoint the stage takes no model by itself."""
 
     model_config = validated_by(
         (
@@ -20,8 +24,8 @@ class TeacherSpec(SpecModel):
         ("!has(self.keySecret) || has(self.endpoint)", "keySecret goes with an endpoint"),
     )
 
-    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]", max_length=1024)] | None = None
-    """Base URL; `/chat/completions` is appended to it. OpenAI's own is https://api.openai.com/v1."""
+    endpoint: EndpointUrl | None = None
+    """Base URL; `/chat/completions` is appended to it. OpenAI's own is https://api.openai.com/v1. No key in it: see `keySecret`."""
     model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     """Model name at the endpoint."""
     key_secret: ObjectName | None = None

@@ -13,6 +13,7 @@ from plumbline.api.stages.evaluate import TaskSpec
 from plumbline.data.decontamination.index import Question
 from plumbline.data.read import read_records
 from plumbline.data.records import Broken
+from plumbline.data.sources import hub_files
 from plumbline.errors import InvalidInput
 from plumbline.evaluation.benchmarks import BENCHMARKS
 from plumbline.external import expand
@@ -82,7 +83,9 @@ def load_benchmarks(
         if (one.benchmark, one.uri) not in of_run:
             name = _unique(one.name, found)
             items = (
-                _of_benchmark(name, one.benchmark, one.uri) if one.benchmark else _of_fields(name, one, f"{where}[{i}].uri")
+                _of_benchmark(name, one.benchmark, one.uri)
+                if one.benchmark
+                else _of_fields(name, one, identities[one.uri], f"{where}[{i}].uri")
             )
             found.append(BenchmarkFiles(name, one.benchmark, one.uri, identities[one.uri], tuple(items)))
     return found
@@ -94,8 +97,9 @@ def _of_benchmark(name: str, benchmark: str, uri: str) -> Iterator[Question]:
         yield Question(name, item.id, item.texts or (item.prompt[-1]["content"],), item.code)
 
 
-def _of_fields(name: str, spec: BenchmarkFilesSpec, where: str) -> Iterator[Question]:
-    files = expand(spec.uri, where)
+def _of_fields(name: str, spec: BenchmarkFilesSpec, planned: str, where: str) -> Iterator[Question]:
+    on_hub = spec.uri.startswith("hf://")
+    files = hub_files(spec.uri, spec.split, where, planned) if on_hub else expand(spec.uri, where)
     root = os.path.commonpath([str(Path(file).parent) for file in files])
     for file in files:
         for _, line, record in read_records(file, "fail"):

@@ -69,17 +69,31 @@ def code_windows(token_lists: Sequence[list[str]], n: int) -> Windows:
     return Windows(mix(sums), text, place)
 
 
+def unnamed(names: Sequence[str]) -> str:
+    """A whole program, equal for programs that differ in the names of variables only; see `code_windows`."""
+    order: dict[str, str] = {}
+    previous, found = "", []
+    for name in names:
+        found.append(order.setdefault(name, f"${len(order)}") if _is_variable(name, previous) else name)
+        previous = name
+    return " ".join(found)
+
+
 def _encode(names: list[str], literals: np.ndarray, distances: np.ndarray, start: int) -> None:
     """Fill in, from `start`: the hash of what stands for itself, or how far back (from 1) a variable last occurred."""
     seen: dict[str, int] = {}
     previous = ""
     for i, name in enumerate(names, start):
-        if (name[0].isalpha() or name[0] == "_") and name not in _FIXED and previous != ".":
+        if _is_variable(name, previous):
             distances[i] = i - seen.get(name, i - _NEVER)
             seen[name] = i
         else:
             literals[i] = _literal(name)
         previous = name
+
+
+def _is_variable(name: str, previous: str) -> bool:
+    return (name[0].isalpha() or name[0] == "_") and name not in _FIXED and previous != "."
 
 
 @lru_cache(maxsize=1 << 16)

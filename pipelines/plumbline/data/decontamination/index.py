@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 
 from plumbline.api.curation.decontamination import DecontaminateSpec
-from plumbline.data.decontamination.code import code_windows, programs, tokens
-from plumbline.data.decontamination.windows import CHARACTERS, CODE, WORDS, Windows, Words, joined, union_lengths, whole
+from plumbline.data.decontamination.code import code_windows, programs, tokens, unnamed
+from plumbline.data.decontamination.windows import (
+    CHARACTERS,
+    CODE,
+    OPENING,
+    WORDS,
+    Windows,
+    Words,
+    is_said,
+    joined,
+    sentences,
+    union_lengths,
+    whole,
+)
 from plumbline.data.deduplication.shingles import BLOCK_CHARACTERS, offsets_of, spans
 from plumbline.data.row import Row
 
@@ -20,8 +33,10 @@ PHRASE = 1.5
 """Windows that a common phrase may fill; see `_enough`."""
 CODE_COVER = 0.8
 """Least share of a program: half of it may be an idiom, such as two nested loops over pairs."""
-PARAGRAPH_WORDS = 4
+SENTENCE_WORDS = 4
 """A question of fewer words counts only where it is all of a turn."""
+LEAST_TOKENS = 10
+"""A program of fewer tokens is an expression, and counts for nothing."""
 HITS = pa.list_(pa.struct([("item", pa.int32()), ("cover", pa.float32())]))
 
 
@@ -67,7 +82,10 @@ class Index:
         item_of, length, covered, share: (v,) of each view: its question; the units of a window; the units that lie in any
             window; the share of them that makes a row contaminated.
         kinds: of windows that there are.
-        wholes: text to be compared as a whole → questions.
+        wholes: text without a window, to be compared as a whole → questions.
+        openings: the hash of the first `SENTENCE_WORDS` words of such a text → the texts.
+        brief: characters that a text may have to be all one of those of fewer words; 0 where there are none.
+        programs: program without a window, to be compared as a whole → questions.
         likely: (2^k,) bool by the upper k bits of a hash: whether it may be among the keys. Most of rows' windows are not.
     """
 
@@ -83,6 +101,9 @@ class Index:
     share: np.ndarray
     kinds: frozenset[int]
     wholes: dict[str, tuple[int, ...]]
+    openings: dict[int, tuple[str, ...]]
+    brief: int
+    programs: dict[str, tuple[int, ...]]
     likely: np.ndarray = field(repr=False)
 
     @classmethod
@@ -113,6 +134,10 @@ class Index:
         covered[view] = lengths
         found = found.chosen(np.argsort(found.hashes, kind="stable"))
         keys, counts = np.unique(found.hashes, return_counts=True)
+        bare = covered == 0
+        wholes = _gathered((whole(text), i) for (i, text), alone in zip(views, bare, strict=False) if alone)
+        openings = _openings(list(wholes))
+        brief = set(wholes).difference(*openings.values())
         return cls(
             spec=spec,
             items=tuple((question.benchmark, question.id) for question in questions),
@@ -125,7 +150,14 @@ class Index:
             covered=covered,
             share=np.where(kind == CODE, max(spec.cover, CODE_COVER), spec.cover),
             kinds=frozenset(kind.tolist()),
-            wholes=_wholes(views, covered),
+            wholes=wholes,
+            openings=openings,
+            brief=2 * max(map(len, brief)) + 100 if brief else 0,  # as it is written, with what does not count
+            programs=_gathered(
+                (unnamed(names), i)
+                for (i, names), alone in zip(listed, bare[len(views) :], strict=True)
+                if alone and len(names) >= LEAST_TOKENS
+            ),
             likely=_likely(keys),
         )
 
@@ -151,11 +183,17 @@ class Index:
 
     def _found(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(row, item, cover) of every hit, by row and item."""
-        row, view, found = self._covers(rows)
+        of_rows = [self._texts(row) for row in rows]
+        texts, row_of = list(chain.from_iterable(of_rows)), np.repeat(np.arange(len(rows)), list(map(len, of_rows)))
+        words = Words.of(texts)
+        written = [(i, tokens(program)) for i, row in enumerate(rows) for program in self._programs(row)]
+        row, view, found = self._covers(words, row_of, written)
         enough = _enough(found, self.share[view], self.covered[view], self.length[view])
         row, view, found = row[enough], view[enough], found[enough]
         item, cover = self.item_of[view], found / self.covered[view]
-        equal = list(self._equal(rows))
+        equal = [(int(row_of[i]), which) for i, which in self._equal_texts(texts, words)]
+        short = [(i, names) for i, names in written if self.programs and len(names) < self.spec.code_tokens]
+        equal += [(i, which) for i, names in short for which in self.programs.get(unnamed(names), ())]
         row = np.append(row, np.array([i for i, _ in equal], np.int64))
         item = np.append(item, np.array([which for _, which in equal], np.int64))
         cover = np.append(cover, np.ones(len(equal)))
@@ -164,29 +202,34 @@ class Index:
         first = np.append(True, (row[1:] != row[:-1]) | (item[1:] != item[:-1]))[: len(row)]
         return row[first], item[first], cover[first]
 
-    def _covers(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _covers(
+        self, words: Words, row_of: np.ndarray, written: Sequence[tuple[int, list[str]]]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(row, view, units of the view that are in the row) wherever there are any."""
-        found = [self._look_up(windows, row_of) for windows, row_of in self._windows(rows)]
+        found = [self._look_up(windows, of) for windows, of in self._windows(words, row_of, written)]
         row, view, place = (np.concatenate([part[i] for part in found]) for i in range(3))
         pair, lengths = union_lengths(row * len(self.item_of) + view, place, self.length[view])
         row, view = np.divmod(pair, max(len(self.item_of), 1))
         return row, view, lengths
 
-    def _windows(self, rows: Sequence[Row]) -> Iterator[tuple[Windows, np.ndarray]]:
-        """Windows of the rows' texts, and the row of each text."""
-        texts = [(i, text) for i, row in enumerate(rows) for text in self._texts(row)]
-        words = Words.of([text for _, text in texts])
-        row_of = np.array([i for i, _ in texts], np.int64)
-        yield words.windows(self.spec.ngram, WORDS, np.ones(len(texts), bool)), row_of
+    def _windows(
+        self, words: Words, row_of: np.ndarray, written: Sequence[tuple[int, list[str]]]
+    ) -> Iterator[tuple[Windows, np.ndarray]]:
+        """Windows of the rows' texts and programs, and the row of each of these."""
+        yield words.windows(self.spec.ngram, WORDS, np.ones(len(row_of), bool)), row_of
         if CHARACTERS in self.kinds and words.unspaced.any():
             yield words.windows(self.spec.characters, CHARACTERS, words.unspaced_share() > 0), row_of
-        if CODE in self.kinds:
-            written = [(i, program) for i, row in enumerate(rows) for text in row.texts for program in programs(text)]
-            listed = [tokens(program) for _, program in written]
-            yield code_windows(listed, self.spec.code_tokens), np.array([i for i, _ in written], np.int64)
+        if written:
+            windows = code_windows([names for _, names in written], self.spec.code_tokens)
+            yield windows, np.array([i for i, _ in written], np.int64)
 
     def _texts(self, row: Row) -> list[str]:
         return row.texts if self.spec.turns == "all" else row.prompts or row.texts
+
+    def _programs(self, row: Row) -> Iterator[str]:
+        if CODE in self.kinds:
+            for text in row.texts:
+                yield from programs(text)
 
     def _look_up(self, windows: Windows, row_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(row, view, place in the view) for each occurrence of a window of the rows in a view."""
@@ -199,19 +242,24 @@ class Index:
         postings = spans(self.starts[at], counts)
         return np.repeat(row_of[windows.text[likely]], counts), self.view[postings], self.place[postings]
 
-    def _equal(self, rows: Sequence[Row]) -> Iterator[tuple[int, int]]:
-        """(row, item) where a text of the row, or a paragraph of it, is the question."""
-        if not self.wholes:
+    def _equal_texts(self, texts: Sequence[str], words: Words) -> Iterator[tuple[int, int]]:
+        """(text, item) where a text is the question, or where the question is one or more whole sentences of it."""
+        for i, text in enumerate(texts):
+            if len(text) <= self.brief:
+                yield from ((i, item) for item in self.wholes.get(whole(text), ()))
+        if not self.openings:
             return
-        longest = 2 * max(map(len, self.wholes)) + 100  # of a text as it is written
-        for i, row in enumerate(rows):
-            for text in self._texts(row):
-                pieces = {text, *text.split("\n\n"), *text.split("\n")} if "\n" in text else (text,)
-                for piece in pieces:
-                    if len(piece) <= longest:
-                        found = self.wholes.get(whole(piece), ())
-                        if found and (piece == text or len(Words.of([piece]).hashes) >= PARAGRAPH_WORDS):
-                            yield from ((i, item) for item in found)
+        opening = words.windows(SENTENCE_WORDS, OPENING, np.ones(len(texts), bool))
+        known = np.isin(opening.hashes, np.fromiter(self.openings, np.uint64, len(self.openings)))
+        candidates: dict[int, set[int]] = {}
+        for i, key in zip(opening.text[known].tolist(), opening.hashes[known].tolist(), strict=True):
+            candidates.setdefault(i, set()).add(key)
+        for i, found in candidates.items():
+            said = sentences(texts[i])
+            for key in found:
+                for text in self.openings[key]:
+                    if is_said(text, said):
+                        yield from ((i, item) for item in self.wholes[text])
 
 
 def _enough(found: np.ndarray, cover: np.ndarray, covered: np.ndarray, length: np.ndarray) -> np.ndarray:
@@ -223,13 +271,23 @@ def _enough(found: np.ndarray, cover: np.ndarray, covered: np.ndarray, length: n
     return found >= np.maximum(cover * covered, np.minimum(covered, PHRASE * length))
 
 
-def _wholes(views: Sequence[tuple[int, str]], covered: np.ndarray) -> dict[str, tuple[int, ...]]:
-    """The texts that have no window of their own, each with its questions."""
+def _gathered(pairs: Iterable[tuple[str, int]]) -> dict[str, tuple[int, ...]]:
+    """Text → its questions, each once; empty texts are left out."""
     found: dict[str, dict[int, None]] = {}
-    for number, (item, text) in enumerate(views):
-        if not covered[number] and (key := whole(text)):
-            found.setdefault(key, {})[item] = None
-    return {key: tuple(items) for key, items in found.items()}
+    for text, item in pairs:
+        if text:
+            found.setdefault(text, {})[item] = None
+    return {text: tuple(items) for text, items in found.items()}
+
+
+def _openings(texts: Sequence[str]) -> dict[int, tuple[str, ...]]:
+    """The hash of the first words → the texts that begin with them; texts of fewer words are left out."""
+    windows = Words.of(texts).windows(SENTENCE_WORDS, OPENING, np.ones(len(texts), bool))
+    windows = windows.chosen(windows.place == 0)
+    found: dict[int, tuple[str, ...]] = {}
+    for key, text in zip(windows.hashes.tolist(), windows.text.tolist(), strict=True):
+        found[key] = (*found.get(key, ()), texts[text])
+    return found
 
 
 def _common(hashes: np.ndarray, item: np.ndarray, benchmark: np.ndarray) -> np.ndarray:

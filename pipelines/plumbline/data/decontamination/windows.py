@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from plumbline.data.deduplication.shingles import SINGLE, Letters, fold, mix, offsets_of, random_words, spans
 
-WORDS, CHARACTERS, CODE = 1, 2, 3
+WORDS, CHARACTERS, CODE, OPENING = 1, 2, 3, 4
 """Kinds of windows; two of different kinds never share a hash."""
 
 _DELIMITERS = re.compile(r"[\s.,;:!?\"'`()\[\]{}“”‘’«»…。，、；：！？（）「」『』【】《》]+")
+_ENDS = frozenset("\n\r\v\f.;:!?…。；：！？\u2028\u2029")
+"""Where a sentence, or what introduces one (`Question:`), may end."""
 
 
 @dataclass(frozen=True)
@@ -123,3 +126,25 @@ def union_lengths(group: np.ndarray, place: np.ndarray, n: np.ndarray) -> tuple[
 def whole(text: str) -> str:
     """A text for comparison as a whole: no case, punctuation or extent of white space, but signs such as + - * /."""
     return _DELIMITERS.sub(" ", fold(text)).strip()
+
+
+def sentences(text: str) -> str:
+    """A text as `whole` makes it, but with a newline wherever a sentence or a line may end, and around all of it."""
+    told = _DELIMITERS.sub(lambda run: " " if _ENDS.isdisjoint(run[0]) else "\n", fold(text))
+    return f"\n{told.strip()}\n"
+
+
+def is_said(question: str, text: str) -> bool:
+    """Whether a question is one or more whole sentences of a text, perhaps after a short label such as `a)` or `-`.
+
+    Args:
+        question: from `whole`.
+        text: from `sentences`.
+    """
+    return _said(question).search(text) is not None
+
+
+@lru_cache(maxsize=1 << 12)
+def _said(question: str) -> re.Pattern[str]:
+    words = "[ \n]".join(map(re.escape, question.split(" ")))
+    return re.compile(rf"\n(?:\S{{1,3}} )?{words}\n")

@@ -60,6 +60,21 @@ def merge(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return renamed[groups]
 
 
+def split(groups: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """The groups cut into rows of one kind each.
+
+    Args:
+        groups: (n,) int64: the least row of each row's group.
+        kinds: (n,) of few values.
+
+    Returns:
+        (n,) int64, in the same form.
+    """
+    keys = np.stack([groups, kinds.astype(np.int64)], axis=1)
+    _, least, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    return least[number.ravel()]
+
+
 def ranks(
     keep: Keep, lengths: np.ndarray, scores: np.ndarray | None = None, reference: np.ndarray | None = None
 ) -> np.ndarray:

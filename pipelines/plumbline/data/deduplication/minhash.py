@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from plumbline.api.curation.deduplication import MinHashSpec
-from plumbline.data.deduplication.shingles import Shingling, mix, random_words, shingle
+from plumbline.data.deduplication.shingles import Shingling, count_words, mix, random_words, shingle
 
 BLOCK_SHINGLES = 1 << 15
 """Shingles that are permuted at a time (4 bytes each), so that they stay in cache."""
@@ -74,6 +74,20 @@ def band_hashes(texts: Sequence[str], settings: MinHash) -> np.ndarray:
     """
     hashes, offsets = shingle(texts, settings.shingling)
     return bands_of(minima(hashes, offsets, settings.bands * settings.rows), offsets, settings)
+
+
+def border_hashes(texts: Sequence[str], settings: MinHash) -> tuple[np.ndarray, np.ndarray]:
+    """The band hashes by characters of texts that have words enough to be compared by words, but so few that a near-duplicate
+    may not.
+
+    Returns:
+        (k,) int64 which texts, ascending; (k, bands) uint64.
+    """
+    least = settings.shingling.short_words
+    counts = count_words(texts)
+    chosen = np.flatnonzero((counts >= least) & (counts < least / settings.similarity))
+    by_characters = replace(settings, shingling=settings.shingling.of_characters)
+    return chosen, band_hashes([texts[i] for i in chosen], by_characters)
 
 
 def minima(hashes: np.ndarray, offsets: np.ndarray, permutations: int) -> np.ndarray:

@@ -37,33 +37,53 @@ class Near:
     similar: int
 
 
-def near_duplicates(bands: np.ndarray, lengths: np.ndarray, text_of: TextOf, settings: MinHash) -> Near:
+def near_duplicates(
+    bands: np.ndarray,
+    lengths: np.ndarray,
+    text_of: TextOf,
+    settings: MinHash,
+    border: tuple[np.ndarray, np.ndarray] | None = None,
+    progress: Callable[[int, int], object] = lambda done, of: None,
+) -> Near:
     """Connected components of the rows that are similar enough.
 
-    Works band by band in O(n) memory beside `bands`. The result depends on nothing but the texts and their order.
+    Two rows are compared by characters where one of them has few words. Works band by band in O(n) memory beside `bands`. The
+    result depends on nothing but the texts and their order.
 
     Args:
         bands: (n, bands) uint64, from `band_hashes`.
         lengths: (n,) characters of the texts.
         text_of: fetches texts.
         settings: the threshold and the shingles.
+        border: from `border_hashes`, of all texts.
+        progress: told how many bands are done, of how many.
     """
-    groups, refused = np.arange(len(bands)), [np.empty(0, np.int64)]
+    n, groups, refused = len(bands), np.arange(len(bands)), [np.empty(0, np.int64)]
+    border_rows, border_bands = border or (np.empty(0, np.int64), bands[:0])
+    # A row of the border is entered twice: as all are, and by its characters.
+    row_of = np.append(np.arange(n), border_rows)
     compared = similar = 0
     for band in range(bands.shape[1]):
-        rows, bucket = _unsettled(np.ascontiguousarray(bands[:, band]), groups, lengths)
+        hashes = np.append(bands[:, band], border_bands[:, band])
+        entries, bucket = _unsettled(hashes, groups[row_of], lengths[row_of])
         for distance in range(1, REACH + 1):
-            pairs = _neighbours(rows, bucket, groups, distance)
+            met = _neighbours(entries, bucket, groups[row_of], distance)
+            met = met[(met < n).any(axis=1)]  # two of the border are compared by words
+            pairs, by_characters = np.sort(row_of[met], axis=1), (met >= n).any(axis=1)
             keys = pairs[:, 0] * len(bands) + pairs[:, 1]
             new = ~np.logical_or.reduce([_among(keys, earlier) for earlier in refused])
-            pairs, keys = pairs[new], keys[new]
+            pairs, keys, by_characters = pairs[new], keys[new], by_characters[new]
             if not len(pairs):
                 continue
-            alike = similarities(pairs, lengths, text_of, settings.shingling) >= settings.similarity
+            alike = np.empty(len(pairs), bool)
+            for which, how in ((~by_characters, settings.shingling), (by_characters, settings.shingling.of_characters)):
+                if which.any():
+                    alike[which] = similarities(pairs[which], lengths, text_of, how) >= settings.similarity
             groups = merge(groups, pairs[alike])
             refused.append(np.sort(keys[~alike]))
             compared, similar = compared + len(pairs), similar + int(alike.sum())
         refused = [np.sort(np.concatenate(refused))]
+        progress(band + 1, bands.shape[1])
     return Near(groups, compared, similar)
 
 
@@ -85,7 +105,7 @@ def similarities(pairs: np.ndarray, lengths: np.ndarray, text_of: TextOf, how: S
 
 
 def _unsettled(hashes: np.ndarray, groups: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the buckets that hold more than one group, by bucket and length; and their buckets."""
+    """Entries of the buckets that hold more than one group, by bucket and length; and their buckets."""
     order = np.argsort(hashes)
     value, group = hashes[order], groups[order]
     apart = (value[1:] == value[:-1]) & (group[1:] != group[:-1]) & (value[1:] != NOTHING)
@@ -95,10 +115,10 @@ def _unsettled(hashes: np.ndarray, groups: np.ndarray, lengths: np.ndarray) -> t
 
 
 def _neighbours(rows: np.ndarray, bucket: np.ndarray, groups: np.ndarray, distance: int) -> np.ndarray:
-    """Pairs of rows so far apart in one bucket, and not in one group: (p, 2), the lesser row first."""
+    """Pairs of entries so far apart in one bucket, and not in one group: (p, 2)."""
     first, second = rows[:-distance], rows[distance:]
     asked = (bucket[:-distance] == bucket[distance:]) & (groups[first] != groups[second])
-    return np.sort(np.stack([first[asked], second[asked]], axis=1), axis=1)
+    return np.stack([first[asked], second[asked]], axis=1)
 
 
 def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ from plumbline.data.deduplication.clusters import Duplicates
 
 BLOCK_SIMILARITIES = 1 << 24
 """Cosines that are held at a time (64 MB)."""
+ROUNDING = 1e-5
+"""Of cosines in float32, so that what is the same reaches a similarity of 1."""
 ROWS_PER_CLUSTER = 1000
 SAMPLE_PER_CLUSTER = 64
 """Rows a cluster that k-means is fitted on."""
@@ -20,6 +22,7 @@ def semantic_duplicates(
     clusters: int | None = None,
     seed: int = 0,
     reference: np.ndarray | None = None,
+    kinds: np.ndarray | None = None,
 ) -> Duplicates:
     """Rows whose embedding is too near to that of a row that stays.
 
@@ -33,8 +36,10 @@ def semantic_duplicates(
         clusters: of k-means; not given: one for 1,000 rows.
         seed: of k-means.
         reference: (n,) bool: rows that always stay.
+        kinds: (n,) bool: rows of different kinds are not compared.
     """
     labels = _clusters(embeddings, clusters or max(1, round(len(embeddings) / ROWS_PER_CLUSTER)), seed)
+    labels = labels if kinds is None else 2 * labels + kinds
     instead = np.full(len(embeddings), -1)
     order = np.lexsort((rank, labels))
     for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
@@ -46,17 +51,23 @@ def semantic_duplicates(
 def _drop_within(
     embeddings: np.ndarray, rows: np.ndarray, similarity: float, instead: np.ndarray, reference: np.ndarray | None
 ) -> None:
-    """In order of rank, each row that is still there drops the later ones near it. Writes to `instead`."""
+    """In order of rank, each row that is still there drops the later ones near it. Writes to `instead`.
+
+    What is dropped is compared no more, so that a cluster of like rows costs little however large it is.
+    """
     vectors = np.asarray(embeddings[rows], np.float32)
-    height = max(1, BLOCK_SIMILARITIES // max(1, len(rows)))
-    for top in range(0, len(rows), height):
-        near = vectors[top : top + height] @ vectors[top:].T >= similarity
+    while len(rows):
+        height = max(1, BLOCK_SIMILARITIES // len(rows))
+        near = vectors[:height] @ vectors.T >= similarity - ROUNDING
         for i in np.flatnonzero(np.count_nonzero(near, axis=1) > 1):
-            if instead[rows[top + i]] >= 0:
+            if instead[rows[i]] >= 0:
                 continue
-            others = rows[top + i + 1 :][near[i, i + 1 :]]
+            others = rows[i + 1 :][near[i, i + 1 :]]
             others = others[instead[others] < 0]
-            instead[others if reference is None else others[~reference[others]]] = rows[top + i]
+            instead[others if reference is None else others[~reference[others]]] = rows[i]
+        left = instead[rows] < 0
+        left[:height] = False
+        rows, vectors = rows[left], vectors[left]
 
 
 def _clusters(embeddings: np.ndarray, count: int, seed: int) -> np.ndarray:

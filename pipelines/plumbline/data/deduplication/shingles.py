@@ -6,9 +6,10 @@ character of a script that is written without spaces is a word. Everything else 
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -54,6 +55,11 @@ class Shingling:
     short_words: int = 20
     characters: int = 5
 
+    @property
+    def of_characters(self) -> Shingling:
+        """The same for texts that are all compared by characters."""
+        return replace(self, short_words=sys.maxsize)
+
 
 def shingle(texts: Sequence[str], how: Shingling) -> tuple[np.ndarray, np.ndarray]:
     """Hashed shingles of each text, with repetitions, in no particular order within a text.
@@ -71,6 +77,12 @@ def shingle(texts: Sequence[str], how: Shingling) -> tuple[np.ndarray, np.ndarra
         return np.empty(0, np.uint32), np.zeros(1, np.int64)
     counts = np.concatenate([counts for _, counts in parts])
     return np.concatenate([hashes for hashes, _ in parts]), offsets_of(counts)
+
+
+def count_words(texts: Sequence[str]) -> np.ndarray:
+    """(n,) int64 words of each text."""
+    blocks = [Letters(block).words_in for block in _blocks([fold(text) for text in texts])]
+    return np.concatenate([np.empty(0, np.int64), *blocks])
 
 
 def fold(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BatchEncoding, PretrainedConfig
 
+# Positions of RoBERTa and its kin begin after the padding's id: 514 are for 512 tokens.
+_COUNTED_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet", "esm"})
 BATCH_TOKENS = 16_384  # of one forward pass, padding included; activations of a base model stay below a gigabyte
 
 
@@ -60,14 +63,28 @@ class Classifier:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = model.eval().to(self._device)
         self._column = _column(spec, model.config, where)
+        self._longest = input_length(model.config, spec.max_tokens)
+        if self._tokenizer.pad_token is None:  # as causal models have none
+            self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
+            if self._tokenizer.pad_token is None:
+                raise InvalidInput(
+                    f"{where}.model: the tokenizer of '{spec.model}' has no token to pad with; give it a pad token"
+                )
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = self._tokenizer.pad_token_id
 
     def scores(self, rows: Sequence[Row]) -> np.ndarray:
-        """(n,) float64: the label's probability, or the one output as it is; however rows are batched, up to rounding."""
+        """(n,) float64: the label's probability, or the one output as it is; however rows are batched, up to rounding.
+
+        NaN for a row without an answer to imitate (a bad one of KTO), where the answer is read.
+        """
         import torch
 
-        encoded = [self._encode(row) for row in rows]
-        scores = np.empty(len(rows))
-        for batch in _batches([len(one["input_ids"]) for one in encoded]):
+        readable = [i for i, row in enumerate(rows) if self._spec.reads == "prompt" or learned(row)]
+        encoded = {i: self._encode(rows[i]) for i in readable}
+        scores = np.full(len(rows), np.nan)
+        for places in _batches([len(encoded[i]["input_ids"]) for i in readable]):
+            batch = [readable[place] for place in places]
             padded = self._tokenizer.pad([encoded[i] for i in batch], return_tensors="pt").to(self._device)
             with torch.inference_mode():
                 logits = self._model(**padded).logits.double().cpu()
@@ -76,11 +93,11 @@ class Classifier:
 
     def _encode(self, row: Row) -> BatchEncoding:
         """Prompt and answer as the pair that BERT-like models are trained with; the longer one is cut first."""
-        prompt, answer = "\n".join(row.prompts), "\n".join(learned(row) or row.answers)
+        prompt, answer = "\n".join(row.prompts), "\n".join(learned(row))
         first, second = {"prompt": (prompt, None), "answer": (answer, None), "chat": (prompt, answer)}[self._spec.reads]
         if not first:
             first, second = answer, None
-        encoded: BatchEncoding = self._tokenizer(first, second, truncation="longest_first", max_length=self._spec.max_tokens)
+        encoded: BatchEncoding = self._tokenizer(first, second, truncation="longest_first", max_length=self._longest)
         return encoded
 
     def _read(self, logits: Tensor) -> Tensor:
@@ -103,7 +120,7 @@ class SafetyFilter:
         self._spec, self._classifier = spec, loaded(spec, where)
 
     def __call__(self, rows: Sequence[Row]) -> list[Row | Reject]:
-        """Each row, or why it is dropped."""
+        """Each row, or why it is dropped. What has no score stays."""
         scored = zip(rows, self._classifier.scores(rows), strict=True)
         return [
             Reject("unsafe by the classifier", f"{score:.3f}") if score > self._spec.max_score else row
@@ -121,9 +138,24 @@ class QualityFilter:
         """Each row with its score, or why it is dropped."""
         scored = zip(rows, self._classifier.scores(rows).tolist(), strict=True)
         return [
-            Reject("poor by the classifier", f"{score:.3f}") if score < self._spec.min_score else replace(row, score=score)
+            Reject("poor by the classifier", f"{score:.3f}")
+            if score < self._spec.min_score
+            else row
+            if math.isnan(score)
+            else replace(row, score=score)
             for row, score in scored
         ]
+
+
+def input_length(config: PretrainedConfig, most: int) -> int:
+    """Tokens that a model can read at once, at most `most`."""
+    config = config.get_text_config()
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if not positions or positions < 0:
+        return most
+    if config.model_type in _COUNTED_FROM_PADDING:
+        positions -= config.pad_token_id + 1
+    return min(most, positions)
 
 
 def _column(spec: ClassifierSpec, config: PretrainedConfig, where: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -60,7 +61,8 @@ def rate(rows: Sequence[Row], judge: JudgeSpec, answer: Answer, rubric: str = AC
     """The judge's ratings, 0 to 5, or for a row why there is none.
 
     Args:
-        rows: of any form; of a preference the better answer is rated, of a chat the last one after all that comes before.
+        rows: of any form, each with an answer to imitate; of a preference the better one is rated, of a chat the last one after all
+            that comes before.
         judge: how long its verdicts may be.
         answer: asks it.
         rubric: completes "Rate …".
@@ -71,22 +73,31 @@ def rate(rows: Sequence[Row], judge: JudgeSpec, answer: Answer, rubric: str = AC
 
 
 def filter_by_rating(rows: Sequence[Row], spec: RatingSpec, judge: JudgeSpec, answer: Answer) -> list[Row | Reject]:
-    """Rows rated `min_score` or higher, each with its rating as `score`; for the others why they are dropped."""
-    kept: list[Row | Reject] = []
-    for row, rating in zip(rows, rate(rows, judge, answer, spec.rubric or ACCURACY), strict=True):
-        if isinstance(rating, Reject):
-            kept.append(rating)
-        elif rating < spec.min_score:
-            kept.append(Reject("rated low by the judge", f"{rating:g}"))
-        else:
-            kept.append(replace(row, score=rating))
-    return kept
+    """Rows rated `min_score` or higher, each with its rating as `score`; for the others why they are dropped.
+
+    A row without an answer to imitate (a bad one of KTO) stays as it is, and nothing is asked about it.
+    """
+    good = [bool(learned(row)) for row in rows]
+    ratings = iter(
+        rate([row for row, asked in zip(rows, good, strict=True) if asked], judge, answer, spec.rubric or ACCURACY)
+    )
+    return [_verdict(row, next(ratings), spec) if asked else row for row, asked in zip(rows, good, strict=True)]
 
 
-def label(rows: Sequence[Row], spec: AnnotateSpec, judge: JudgeSpec, answer: Answer) -> list[tuple[Row, bool]]:
-    """Rows as examples for the textbook classifier, positive from `good_from` on; those without a rating are left out."""
-    ratings = rate(rows, judge, answer, spec.rubric or EDUCATION)
-    return [(row, rating >= spec.good_from) for row, rating in zip(rows, ratings, strict=True) if isinstance(rating, float)]
+def label(
+    rows: Sequence[Row], spec: AnnotateSpec, judge: JudgeSpec, answer: Answer
+) -> tuple[list[tuple[Row, bool]], Counter[str]]:
+    """Rows as examples for the textbook classifier, positive from `good_from` on; and why others have no rating."""
+    good = [row for row in rows if learned(row)]
+    ratings = rate(good, judge, answer, spec.rubric or EDUCATION)
+    rated = [(row, rating >= spec.good_from) for row, rating in zip(good, ratings, strict=True) if isinstance(rating, float)]
+    return rated, Counter(rating.reason for rating in ratings if isinstance(rating, Reject))
+
+
+def _verdict(row: Row, rating: float | Reject, spec: RatingSpec) -> Row | Reject:
+    if isinstance(rating, Reject):
+        return rating
+    return Reject("rated low by the judge", f"{rating:g}") if rating < spec.min_score else replace(row, score=rating)
 
 
 def _rating(reply: Reply) -> float | Reject:
@@ -107,5 +118,5 @@ def _parts(row: Row) -> tuple[str, str]:
         answer = last["content"]
     else:
         before = row.content["prompt"]
-        answer = "\n".join(learned(row) or row.answers[:1])  # a bad labelled answer is rated too
+        answer = "\n".join(learned(row))
     return request_of(before), answer

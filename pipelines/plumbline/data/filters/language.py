@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 UNDETERMINED = "und"
 """ISO 639-2's code."""
 READ = 300  # characters of a text that decide
-FEWEST = 20  # letters of an alphabet that several languages share, below which only guesses are possible
+FEWEST, FEWEST_OTHER = 20, 8  # letters, of Latin and of other scripts that languages share, below which one can only guess
 # Scripts of one language each. Han without kana is Chinese.
 _SCRIPTS = {
     "zh": "\u3400-\u4dbf\u4e00-\u9fff", "ja": "\u3041-\u30ff", "ko": "\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3",
@@ -29,6 +30,7 @@ _SCRIPTS = {
 _OWN_SCRIPT = re.compile("|".join(f"(?P<{code}>[{ranges}]+)" for code, ranges in _SCRIPTS.items()))
 _NO_TEXT = re.compile(r"https?://\S+|<[^<>]{1,200}>|`[^`\n]*`")
 _LETTERS = re.compile(r"[^\W\d_]+")
+_LATIN = re.compile("[A-Za-z\u00c0-\u024f]")
 # Frequent in English, and none of them a frequent word of another language in Latin script.
 _ENGLISH = frozenset(
     [
@@ -110,12 +112,15 @@ def detect(text: str) -> tuple[str, float]:
         # One Han character or syllable says what two letters do.
         if 2 * count > letters - sum(own.values()):
             return code, 1.0
-    if letters < FEWEST:
+    if letters < (FEWEST if _LATIN.search(text) else FEWEST_OTHER):
         return UNDETERMINED, 0.0
     if sum(word in _ENGLISH for word in text.lower().split()) >= max(2.0, _ENGLISH_SHARE * len(words)):
         return "en", 1.0
     code, confidence = _model().classify(text)
-    return (UNDETERMINED, 0.0) if code == "zxx" else (_CLOSE.get(code, code), confidence)  # zxx: no linguistic content
+    code = _CLOSE.get(code, code)
+    if code in own:  # few characters of its script among names and terms in Latin letters
+        return code, 1.0
+    return (UNDETERMINED, 0.0) if code == "zxx" else (code, confidence)  # zxx: no linguistic content
 
 
 def check_language(row: Row, spec: LanguageSpec) -> Row:
@@ -126,19 +131,21 @@ def check_language(row: Row, spec: LanguageSpec) -> Row:
     """
     prompts, answers = row.prompts, learned(row)
     prompt, answer = "\n".join(prompts[:1]), "\n".join(answers[:1])
+    if prompt and is_code(CODE.sub("", answer)):  # its words are English in any language
+        answer = ""
     if spec.mixed == "drop" and prompt and answer:
         pair = _clearly(prompt), _clearly(answer)
         if UNDETERMINED not in pair and pair[0] != pair[1] and not _ABOUT_LANGUAGE.search(prompt) and not is_code(answer):
             raise Reject("prompt and answer in different languages", " and ".join(pair))
     # Prompts may be long quotes and answers a word: half of what is read goes to each.
-    code = _sure(f"{prompt[: READ // 2]}\n{answer}" if prompt else answer, spec.min_confidence)
+    code = _sure(f"{prompt[: READ // 2]}\n{answer}" if prompt and answer else prompt or answer, spec.min_confidence)
     if code == UNDETERMINED:
         if spec.undetermined == "drop":
             raise Reject("language undetermined", f"{prompt[:40]} … {answer[:40]}")
         return row
     if spec.keep is not None and code not in spec.keep:
         raise Reject("unwanted language", code)
-    return row if row.language == code else row.did("language", language=code)
+    return row if row.language == code else replace(row, language=code)
 
 
 def _sure(text: str, min_confidence: float) -> str:

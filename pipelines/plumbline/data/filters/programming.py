@@ -32,6 +32,8 @@ _FORMS = (
     r"(?:INSERT INTO|UPDATE \S+ SET|DELETE FROM|(?:CREATE|ALTER|DROP) (?:TABLE|DATABASE|INDEX|VIEW))\b",
     r"<!(?:DOCTYPE|--)|<\?(?:xml|php)|<(?!no)/?[a-z][\w-]*(?: [\w-]+=(?:\"[^\"]*\"|'[^']*'))*\s*/?>(?!$)|</[a-z]\w*>$",
     r"<(?:html|head|body|div|ul|table|tr)>$",
+    # a call of a module's or an object's method, assigned
+    r"[\w.\[\]]+ ?= ?(?:[a-z_]\w*\.)+\w+\(.*\)$",
     # output, return, a call alone, an item of data, a prompt
     r"(?:print|printf|puts|echo|console\.log|System\.out\.\w+|assert|raise|throw)\b ?[(\"'$].*[)\"';]$",
     r"return [\w.\"'({\[-].*[\w)\]}\"'+*/-]$(?<![a-z] [a-z])",

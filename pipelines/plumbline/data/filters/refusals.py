@@ -17,17 +17,22 @@ def _any(*words: str) -> str:
     return f"(?:{'|'.join(' '.join(words).split())})"
 
 
-_START = re.compile(r"[\s\"'“*>]*")
-_APOLOGY = (
-    r"(?:(?:(?:i[’']?m|i am|we are) (?:\w+ )?sorry|sorry|i (?:must |do )?apologi[sz]e|(?:my )?apologies|unfortunately|regrettably)"
-    r"[\s,.!:;—-]*(?:but |that |however,? )?)?"
+# Markup and quotation marks, and a courtesy.
+_START = re.compile(
+    r"(?:[\s\"'“”*>#_\u200b\ufeff-]|</?(?:p|div|span|b|i|strong|em|h\d|blockquote|br)>)*"
+    r"(?:(?:hello|hi|oh|well|hmm|thank you|thanks)\b[^.!?\n]{0,60}?[.,!][\s*]+)?",
+    re.IGNORECASE,
 )
-_AI = (
-    r"an? (?:large |text-based |virtual )?(?:ai\b|artificial intelligence\b|language model\b|chat ?bot\b|gpt\b)[\w\s-]{0,30}"
+_QUOTED = re.compile(r"\s*(?:\"[^\"\n]*\"|“[^”\n]*”)(?=.*\w)", re.DOTALL)  # what somebody says, and the text goes on
+_SORRY = (
+    r"(?:(?:(?:i[’']?m|i am|we are) (?:\w+ )?sorry(?: \w+,)?|sorry|i (?:must |do )?apologi[sz]e|(?:my )?apologies|unfortunately|"
+    r"regrettably)[\s,.!:;—-]*(?:but |that |however,? )?(?:(?:i[’']?m|i am) afraid (?:that )?)?|(?:i[’']?m|i am) afraid (?:that )?)"
 )
+_APOLOGY = f"{_SORRY}?"
+_AI = r"an? (?:large |text-based |virtual |responsible |ethical )?(?:ai\b|artificial intelligence\b|language model\b|chat ?bot\b|gpt\b)[\w\s-]{0,30}"
 _AS_AI = rf"(?:(?:as|being|since i[’' ]a?m|because i[’' ]a?m|i[’' ]a?m(?: just| only)?) {_AI}[\s,.;—-]*(?:and |but |so )?)?"
-_NOT_ABLE = r"(?:cannot|can ?not|can[’']?t|could not|couldn[’']?t|won[’']?t|will not|(?:am|[’']?m) (?:not able|unable) to)"
-# Verbs of what is asked of a model. "I cannot stand the taste" is an answer.
+_NOT_ABLE = r"(?:cannot|can ?not|can[’']?t|could not|couldn[’']?t|(?:won[’']?t|will not)(?: be able to)?|(?:am|[’']?m) (?:not able|unable) to)"
+# Verbs of what is asked of a model. "I cannot stand the taste" is an answer, and so is "I cannot help but laugh".
 _DO = _any(
     "help assist answer respond provide give offer share generate create produce complete perform fulfill? comply access browse",
     "search retrieve open view see play draw design display send determine predict execute process carry do engage support",
@@ -37,11 +42,26 @@ _HAVE = _any(
     "ability abilities capability capabilities capacity access personal feelings emotions enough sufficient real-time",
     "information context data preferences opinions",
 )
-_CANNOT = rf"(?:{_NOT_ABLE} (?:\w+ly )?{_DO}\b|(?:do not|don[’']?t) (?:\w+ly )?(?:have|possess) (?:the |any )?{_HAVE}\b)"
+_IDIOM = (
+    r"(?:help (?:but\b|\w+ing\b|myself)|(?:recommend|praise|promote)\b[^.!?\n]{0,80}\benough\b|tell you how|give (?:up|in)\b|"
+    r"see the |(?:have|possess) enough (?:money|time|space|room))"
+)
+_CANNOT = (
+    rf"(?:{_NOT_ABLE} (?:\w+ly )?(?!{_IDIOM}){_DO}\b|"
+    rf"(?:do not|don[’']?t) (?:\w+ly )?(?!{_IDIOM})(?:have|possess) (?:the |any )?{_HAVE}\b)"
+)
+# A matter of will, not of what a model lacks.
+_DECLINES = (
+    rf"(?:i (?:(?:must|have to|will have to|need to) (?:\w+ly )?(?:decline|refuse)|refuse to {_DO})\b"
+    r"|i(?: am|[’']m) not comfortable (?:\w+ing|with)\b|i (?:do not|don[’']t) feel comfortable (?:\w+ing|with)\b"
+    r"|it(?: is|[’']s) not (?:appropriate|ethical) for me to\b)"
+)
 _TASK = r"(?:this|the) (?:type of )?(?:task|instruction|request|model|gpt model)"
 _REFUSES = re.compile(
-    rf"{_APOLOGY}{_AS_AI}(?:(?:i|we|and) ?{_CANNOT}|{_TASK} (?:cannot|can not|can't|requires|involves|does not meet|is (?:not|beyond)))"
+    rf"{_APOLOGY}{_AS_AI}(?:(?:i|and) ?{_CANNOT}|{_DECLINES}|{_TASK} (?:cannot|can not|can't|requires|involves|does not meet|is (?:not|beyond)))"
+    rf"|{_SORRY}{_AS_AI}we {_CANNOT}"
     rf"|{_APOLOGY}it is (?:not possible|impossible) for (?:me|us|an? (?:gpt )?language models?|gpt)\b"
+    r"|(?:there (?:is|was) )?no (?:input|text|passage|article|image|data)\b[^.\n]{0,20}\b(?:provided|given|supplied)\b"
     r"|<no ?output>|no output\b|\[?n/a\]?$",
     re.IGNORECASE,
 )
@@ -66,7 +86,7 @@ _HARM = _any(
 _UNSAFE = re.compile(rf"\b{_HARM}\b|违法|非法|有害|伤害|道德|危险|不当|暴力|歧视|色情|隐私|法律|犯罪|仇恨", re.IGNORECASE)
 # "I can't help with that": nothing that the model lacks is named, so it will be the request.
 _BARE = re.compile(
-    rf"{_APOLOGY}{_AS_AI}i {_NOT_ABLE} (?:help|assist|fulfill?|comply|do|answer|tell|provide assistance)(?: you)?(?: with| to| by)?"
+    rf"{_APOLOGY}{_AS_AI}{_DECLINES}|{_APOLOGY}{_AS_AI}i {_NOT_ABLE} (?:help|assist|fulfill?|comply|do|answer|tell|provide assistance)(?: you)?(?: with| to| by)?"
     r"(?: (?:that|this|you|your|the|such)\b[^.!\n]{0,40})?(?:[.!,]|$)"
     r"|(?:很?抱歉|对不起)[，,。！]?(?:但是?)?我(?:无法|不能|不会)(?:帮助您?|协助|回答|满足|提供)(?:这个|该|此|这样的)?"
     r"(?:问题|请求|要求|内容|信息|帮助)?(?:[。！，]|$)",
@@ -106,6 +126,8 @@ def refusal(answer: str) -> str | None:
     Returns:
         `unsafe`, `missing`, `unable`, `disclaimer`, or None.
     """
+    if _QUOTED.match(answer):
+        return None
     start = _START.match(answer)
     head = answer[start.end() if start else 0 :][:READ]
     chinese = not head[:20].isascii()

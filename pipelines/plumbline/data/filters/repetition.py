@@ -15,6 +15,7 @@ from plumbline.data.row import Reject, Row
 LONGEST_PHRASE, FEWEST_ROUNDS, FEWEST_LOOPED = 32, 5, 20  # of a loop: words in its phrase, times, words in all
 PHRASE, FEWEST_WORDS = 5, 50  # words of a repeated phrase; of an answer that is looked at
 LINE_CHARACTERS = 20
+LONG_WORD = 50  # characters, from which on a word may be a loop itself: "hahaha…"
 
 
 def check_repetition(row: Row, spec: RepetitionSpec) -> Row:
@@ -30,6 +31,9 @@ def check_repetition(row: Row, spec: RepetitionSpec) -> Row:
             pairs = 1 - len(set(pairwise(words))) / len(words)
             if pairs >= 0.8 * min(spec.max_loop_share, spec.max_ngram_share) - 1 / len(words):
                 _check_phrases(answer, words, spec)
+        for word in words:
+            if len(word) >= LONG_WORD and (share := loop_share([*word])[0]) * len(word) > spec.max_loop_share * len(answer):
+                raise Reject("answer loops", f"{share:.0%} of '{word[:60]}…'")
         share = max(repeated_share(answer.split("\n")), repeated_share(answer.split("\n\n")))
         if share > spec.max_line_share and not is_code(answer):
             raise Reject("answer repeats lines", f"{share:.0%} of its characters")

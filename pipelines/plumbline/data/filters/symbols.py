@@ -20,7 +20,8 @@ _HIDDEN = re.compile(
 )  # direction, private use, tags
 # UTF-8 read as Latin-1 or Windows-1252: a lead byte, then one or two continuation bytes, shown as what they are there.
 _CONTINUATION = "[\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"  # bytes 80 to BF in both
-_MOJIBAKE = re.compile(f"\ufffd|[ÂÃ](?![»”’]){_CONTINUATION}|[â-ï]{_CONTINUATION}{{2}}")
+_PUNCTUATION = "[\u00a0«»‘’“”…–—·]"  # two after an accented letter are just that: « Café » with no-break spaces, ‘fiancé’”
+_MOJIBAKE = re.compile(f"\ufffd|[ÂÃ](?![»”’]){_CONTINUATION}|[â-ï](?!{_PUNCTUATION}{{2}}){_CONTINUATION}{{2}}")
 _UNFILLED = re.compile(
     r"[\[<{(]\s*(?:please\s+)?(?:insert|paste|add|enter|provide|attach|your|put)\b[^\[\]<>{}()\n]{0,40}?"
     r"\b(?:here|text|article|passage|paragraph|sentence|image|link|url|code|data|document|story|input)\s*[\]>})]"
@@ -58,8 +59,8 @@ def check_symbols(row: Row, spec: SymbolsSpec) -> Row:
 
 def symbol_share(text: str) -> float:
     """Share of characters that are no letter, digit, white space or common punctuation; 0 for short texts, 1 for
-    one and the same character. Fenced code is left out."""
+    one and the same mark. Fenced code is left out."""
     plain = CODE.sub("", text) if "```" in text else text
-    if len(plain) >= FEWEST_MARKS and len(set(plain) - {" ", "\n"}) == 1:
+    if len(plain) >= FEWEST_MARKS and len(marks := set(plain) - {" ", "\n"}) == 1 and not marks.pop().isalnum():
         return 1.0
     return len(_SYMBOL.findall(plain)) / len(plain) if len(plain) >= FEWEST_CHARACTERS else 0.0

@@ -118,7 +118,7 @@ def choose(wanted: str, records: Sequence[Record], where: str, form: Form) -> Fo
     likely = FORMATS[votes.most_common(1)[0][0]] if votes else None
     if wanted != "auto":
         chosen = FORMATS[wanted]
-        if not any(map(chosen.recognise, records)):
+        if not any(chosen.recognise(record) or _fits(chosen, record, form) for record in records):
             raise InvalidInput(f"{where}: format '{wanted}' needs {chosen.fields}, but {_seen(records[0], likely)}")
     elif likely is None:
         raise InvalidInput(f"{where}: {_unknown(records[0])}")
@@ -137,11 +137,22 @@ def choose(wanted: str, records: Sequence[Record], where: str, form: Form) -> Fo
 
 
 def _recognised(record: Record, form: Form) -> Format | None:
-    """The first format that the record looks like; one that makes the form goes before others."""
+    """The first format that the record looks like; one that makes the form goes before others, also where only its content
+    shows that it does."""
     if is_prediction(record):
         return None
     found = [format for format in FORMATS.values() if format.recognise(record)]
-    return next((format for format in found if form in format.makes), found[0] if found else None)
+    able = [format for format in found if form in format.makes]
+    able = able or [format for format in FORMATS.values() if found and _fits(format, record, form)]
+    return next(iter(able or found), None)
+
+
+def _fits(format: Format, record: Record, form: Form) -> bool:
+    """Whether the record gives a row of this form."""
+    try:
+        return form in format.makes and any(isinstance(row, Row) for row in format.rows(record, Options(form)))
+    except Reject:
+        return False
 
 
 def _seen(record: Record, likely: Format | None) -> str:

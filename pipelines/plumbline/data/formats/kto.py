@@ -7,15 +7,16 @@ from typing import Any
 from plumbline.data.chat import answer_turn, build_chat, build_prompt, said_by, turns_of
 from plumbline.data.row import Reject, Row
 
-FIELDS = "label (true or false) with messages, or with prompt and completion"
+FIELDS = "label (true or false, 1 or 0) with messages, or with prompt and completion"
 
 _WORDS = {"true": True, "false": False}
+_NUMBERS = {"1": True, "0": False, "1.0": True, "0.0": False}
 
 
 def recognise(record: dict[str, Any]) -> bool:
     """Whether the record has an answer and a verdict."""
     has_answer = "messages" in record or ("prompt" in record and "completion" in record)
-    return has_answer and _verdict(record.get("label")) is not None
+    return has_answer and _plain(record.get("label")) in _WORDS
 
 
 def convert(record: dict[str, Any]) -> Row:
@@ -24,7 +25,7 @@ def convert(record: dict[str, Any]) -> Row:
     Raises:
         Reject: no verdict, an empty prompt or answer, an unknown role, roles that do not alternate.
     """
-    label = _verdict(record.get("label"))
+    label = (_WORDS | _NUMBERS).get(_plain(record.get("label")))
     if label is None:
         raise Reject("no verdict", f"label: {record.get('label')!r}"[:40])
     if "messages" in record:
@@ -34,6 +35,6 @@ def convert(record: dict[str, Any]) -> Row:
     return Row({"prompt": prompt, "completion": answer_turn(record.get("completion")), "label": label})
 
 
-def _verdict(value: Any) -> bool | None:
-    """CSV has verdicts in words."""
-    return value if isinstance(value, bool) else _WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+def _plain(label: Any) -> str:
+    """CSV has verdicts in words. 1 and 0 may be classes: they are verdicts only where labels are asked for."""
+    return str(label).strip().lower() if isinstance(label, bool | int | float | str) else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from plumbline.data.chat import build_chat, looks_like_turns, turns_of
+from plumbline.data.chat import chat_row, looks_like_turns, turns_of
 from plumbline.data.row import Row
 
 FIELDS = "messages [{role, content}]"
@@ -21,4 +21,4 @@ def convert(record: dict[str, Any]) -> Row:
     Raises:
         Reject: tool turns and other unknown roles, an empty turn, roles that do not alternate, no answer.
     """
-    return Row({"messages": build_chat(turns_of(record.get("messages")))})
+    return chat_row(turns_of(record.get("messages")))

@@ -11,7 +11,7 @@ from typing import Any
 
 from plumbline.data.chat import Turns, build_chat, build_prompt
 from plumbline.data.formats.options import Options
-from plumbline.data.formats.rankings import ranking
+from plumbline.data.formats.rankings import number, ranking
 from plumbline.data.row import Reject, Row
 
 FIELDS = "prompt {text, role, replies} (a message tree), or text, role, replies"
@@ -78,6 +78,10 @@ def _pruned(message: Any, rejects: list[Reject], depth: int = 0) -> Message | No
 def _problem(message: Any, depth: int) -> str | None:
     if not isinstance(message, dict) or depth > MAX_DEPTH:
         return "malformed tree"
+    if not all(isinstance(message.get(name), str) for name in ("text", "role")):
+        return "malformed tree"
+    if not isinstance(message.get("replies") or [], list):
+        return "malformed tree"
     if message.get("deleted"):
         return "message deleted"
     if message.get("review_result") is False:
@@ -92,12 +96,12 @@ def _label(message: Message, name: str) -> float | None:
     labels = message.get("labels")
     value = labels.get(name) if isinstance(labels, dict) else None
     value = value.get("value") if isinstance(value, dict) else None
-    return float(value) if isinstance(value, int | float) else None
+    return number(value)
 
 
-def _rank(message: Message) -> int | None:
-    rank = message.get("rank")
-    return rank if isinstance(rank, int) else None
+def _rank(message: Message) -> float | None:
+    """From 0, the best; tables that hold nulls have it as a float."""
+    return number(message.get("rank"))
 
 
 def _is_answer(message: Message) -> bool:
@@ -161,7 +165,7 @@ def _ranking(path: list[Message], language: str | None) -> Row | Reject | None:
     if len(ranks) < 2:
         return None
     try:
-        row = ranking(build_prompt(_turns(path)), [(text, float(-rank)) for text, rank in ranks])
+        row = ranking(build_prompt(_turns(path)), [(text, -rank) for text, rank in ranks])
     except Reject as reject:
         return reject
     return Row(row.content, record_id=path[-1].get("message_id"), language=language)

@@ -47,7 +47,7 @@ def ranking(prompt: Chat, answers: Iterable[tuple[Any, float | None]], instructi
     """
     found: dict[str, tuple[Chat, float]] = {}
     for value, score in answers:
-        if score is None or not math.isfinite(score) or value in (None, ""):
+        if score is None or value in (None, ""):
             continue
         turn = answer_turn(value)
         found.setdefault(turn[0]["content"], (turn, score))
@@ -76,7 +76,7 @@ def _answers(record: dict[str, Any]) -> list[tuple[Any, float | None]]:
     if isinstance(scores, list):
         if len(scores) != len(completions):
             raise Reject("ragged ranking", f"{len(completions)} answers with {len(scores)} scores")
-        return [(answer, _number(score)) for answer, score in zip(completions, scores, strict=True)]
+        return [(answer, number(score)) for answer, score in zip(completions, scores, strict=True)]
     if not all(isinstance(completion, dict) for completion in completions):
         raise Reject("ragged ranking", "each completion needs a response and a score")
     return [(completion.get("response"), _score(completion)) for completion in completions]
@@ -84,20 +84,22 @@ def _answers(record: dict[str, Any]) -> list[tuple[Any, float | None]]:
 
 def _score(completion: dict[str, Any]) -> float | None:
     """The mean of the aspects' ratings where it can be had: `overall_score` of the first release has 10 in place of 1."""
-    fine = _number(completion.get("fine-grained_score"))
+    fine = number(completion.get("fine-grained_score"))
     if fine is not None:
         return fine
     annotations = completion.get("annotations")
     aspects = annotations.values() if isinstance(annotations, dict) else []
-    ratings = [_number(aspect.get("Rating")) for aspect in aspects if isinstance(aspect, dict)]
+    ratings = [number(aspect.get("Rating")) for aspect in aspects if isinstance(aspect, dict)]
     known = [rating for rating in ratings if rating is not None]
-    return sum(known) / len(known) if known else _number(completion.get("overall_score"))
+    return sum(known) / len(known) if known else number(completion.get("overall_score"))
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """A finite number, or None; text may hold one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        return float(value)
+        found = float(value)
     except (ValueError, OverflowError):
         return None
+    return found if math.isfinite(found) else None

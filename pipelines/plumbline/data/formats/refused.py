@@ -12,6 +12,8 @@ _PROMPTS = {"prompt", "instruction", "question", "query", "conversations", "goal
 def why_refused(record: dict[str, Any]) -> str | None:
     """Why a record of no known format cannot be used, or None where nothing is known of it."""
     names = {str(name).lower() for name in record}
+    if names == {"text"} and re.match(r'\s*\{\s*"', str(record["text"])):
+        return "the text is JSON; let the file's name end in .jsonl"
     if {"message_id", "parent_id", "text"} <= names:
         return "these are OpenAssistant messages one by one; give the file of whole trees (*.trees.jsonl.gz)"
     answers = [str(name) for name in record if _ANSWER_NUMBER.fullmatch(str(name))]

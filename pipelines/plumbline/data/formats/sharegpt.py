@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from plumbline.data.chat import build_chat, looks_like_turns, turns_of
+from plumbline.data.chat import build_chat, chat_row, looks_like_turns, turns_of
 from plumbline.data.html import is_html, to_markdown
 from plumbline.data.row import Row
 
@@ -28,8 +28,8 @@ def convert(record: dict[str, Any]) -> Row:
     turns = turns_of(record.get("conversations"))
     if record.get("system"):
         turns.insert(0, ("system", record["system"]))
-    chat = build_chat(turns)
-    row = Row({"messages": chat})
+    row = chat_row(turns)
+    chat = row.content["messages"]
     if not any(turn["role"] == "assistant" and is_html(turn["content"]) for turn in chat):
         return row
     for turn in chat:

@@ -18,7 +18,8 @@ def choose_deita(
     """Rows by descending value, each unless it is near to one that was taken; of equal ones the first.
 
     Nearness is to rows that were *taken*, as in the paper: a row that is near only to a refused one may be taken. Costs
-    one cosine for each row looked at and each row taken.
+    one cosine for each row looked at and each row taken: time O(n·k·d) for k rows taken. In memory are some numbers a row
+    and some blocks of vectors.
 
     Args:
         value: (n,) complexity × quality; NaN for none.
@@ -32,15 +33,14 @@ def choose_deita(
     room, left = budget.rows, budget.tokens
     taken: list[int] = []
     refused: list[int] = []
-    vectors_taken: list[np.ndarray] = []
     for start in range(0, len(order), BLOCK_ROWS):
         block = order[start : start + BLOCK_ROWS]
         vectors = np.asarray(embeddings[block], np.float32)
         near = np.zeros(len(block), bool)
-        for earlier in vectors_taken:
+        for first in range(0, len(taken), BLOCK_ROWS):
+            earlier = np.asarray(embeddings[taken[first : first + BLOCK_ROWS]], np.float32)
             near |= (vectors @ earlier.T > similarity).any(axis=1)
         within = vectors @ vectors.T > similarity
-        chosen: list[int] = []
         for i, row in enumerate(block.tolist()):
             if not room:
                 break
@@ -48,11 +48,8 @@ def choose_deita(
                 refused.append(row)
             elif tokens[row] <= left:
                 near |= within[i]
-                chosen.append(i)
+                taken.append(row)
                 room, left = room - 1, left - int(tokens[row])
-        if chosen:
-            taken += block[chosen].tolist()
-            vectors_taken.append(vectors[chosen])
         if not room:
             break
     return Choice(

@@ -17,8 +17,8 @@ def choose_k_center(embeddings: np.ndarray, tokens: np.ndarray, budget: Budget, 
     """A random row, then always the row farthest (by cosine) from the nearest that was taken; of equal ones the first.
 
     Exact, and lazy: a row only comes nearer as more are taken, so the cosines of a block of rows are brought up to date
-    only once its farthest row as last known could be the farthest of all. At worst k passes over the embeddings, for k
-    rows taken.
+    only once its farthest row as last known could be the farthest of all. At most one cosine for each row and each
+    row taken: time O(n·k·d) for k rows taken, mostly far less. In memory are one number a row and some blocks of vectors.
 
     Args:
         embeddings: (n, d) of length 1; may be memory-mapped.
@@ -31,7 +31,6 @@ def choose_k_center(embeddings: np.ndarray, tokens: np.ndarray, budget: Budget, 
         return Choice(fitting[:0])
     first = int(np.random.default_rng(seed).choice(fitting))
     taken, left = [first], budget.tokens - int(tokens[first])
-    centers = [np.asarray(embeddings[first], np.float32)]
     nearest = np.full(len(tokens), -np.inf, np.float32)  # cosine to the nearest center that was looked at
     nearest[first] = GONE
     blocks = [slice(start, start + BLOCK_ROWS) for start in range(0, len(tokens), BLOCK_ROWS)]
@@ -42,16 +41,17 @@ def choose_k_center(embeddings: np.ndarray, tokens: np.ndarray, budget: Budget, 
         if farthest[b] == GONE:
             break
         block = blocks[b]
-        if seen[b] < len(centers):
-            cosines = np.asarray(embeddings[block], np.float32) @ np.stack(centers[seen[b] :]).T
-            nearest[block] = np.maximum(nearest[block], cosines.max(axis=1))
-            seen[b] = len(centers)
+        if seen[b] < len(taken):
+            vectors = np.asarray(embeddings[block], np.float32)
+            for start in range(seen[b], len(taken), BLOCK_ROWS):
+                centers = np.asarray(embeddings[taken[start : start + BLOCK_ROWS]], np.float32)
+                nearest[block] = np.maximum(nearest[block], (vectors @ centers.T).max(axis=1))
+            seen[b] = len(taken)
         else:
             row = block.start + int(np.argmin(nearest[block]))
             nearest[row] = GONE
             if tokens[row] <= left:
                 taken.append(row)
-                centers.append(np.asarray(embeddings[row], np.float32))
                 left -= int(tokens[row])
         farthest[b] = nearest[block].min()
     return Choice(np.sort(np.array(taken, np.int64)))

@@ -11,7 +11,7 @@ from plumbline.data.synthesis.book import Book
 from plumbline.data.synthesis.program import Program, Request, Sampling, random_of, text_of
 from plumbline.data.synthesis.seeds import batches, context_of, name_of
 
-# Ways to ask for reasons, after the idea of Orca's sixteen (arXiv 2306.02707); the words are our own.
+# Ways to ask for reasons, sixteen as in Orca (arXiv 2306.02707); the words are our own.
 SYSTEM_PROMPTS = (
     "Work through the task one step at a time, and let the reader follow each step to the answer.",
     "Answer the task, then explain why the answer is right and what would have made it wrong.",
@@ -24,6 +24,10 @@ SYSTEM_PROMPTS = (
     "Explain how you reach the answer so that someone could check it without knowing the subject.",
     "Give the answer together with the evidence for it. Where something is uncertain, say so and why.",
     "Describe the approach first, carry it out second, and verify the result at the end.",
+    "Break the task into the questions that it hides, answer each, and join the answers into one.",
+    "Tell the reader what you know, what you infer from it and what you assume, and then what follows.",
+    "Solve the task, then name a mistake that is easily made here and how one would notice it.",
+    "Compare the answers that come to mind, give the one that holds, and say what speaks against the others.",
     "Answer briefly if the task is simple, in detail if it is not; in either case say what makes the answer hold.",
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from plumbline.data.row import Reject, Row
 from plumbline.data.rows import Outcome
 
 EXCERPT = 300
+BARREN_ROUNDS = 10  # in a row without a row: the teacher has no more ideas
 SURPLUS = "more than the rows asked for"
 
 
@@ -26,12 +28,23 @@ class Book:
     def __init__(self, stage: str, method: str, wanted: int, teacher: str) -> None:
         self._stage, self._method, self._teacher = stage, method, teacher
         self.outcomes: list[Outcome] = []
+        self.scores = array("d")
+        """Of all answers that were scored, kept or not."""
         self.wanted, self.rows = wanted, 0
 
     @property
     def left(self) -> int:
         """Rows still to make."""
         return self.wanted - self.rows
+
+    def rounds(self) -> Iterator[int]:
+        """Number after number, until there are enough rows or rounds bring no more."""
+        number = barren = 0
+        while self.left > 0 and barren < BARREN_ROUNDS:
+            before = self.rows
+            yield number
+            number += 1
+            barren = barren + 1 if self.rows == before else 0
 
     def keep(self, row: Row) -> Row:
         """Add a row; it gets an id, by which later rows can name it as their parent.

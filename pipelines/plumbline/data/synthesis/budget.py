@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 class Budget:
@@ -20,23 +20,32 @@ class Budget:
         self._in_flight = 0
         self.spent = 0
 
-    def admit(self, worst: Sequence[int]) -> int:
+    def admit(self, worst: Iterable[int]) -> int:
         """How many of these calls, from the first on, fit together."""
-        if self._limit is None:
-            return len(worst)
-        total = self.spent
-        for i, tokens in enumerate(worst):
+        total, count = self.spent, 0
+        for tokens in worst:
             total += tokens
-            if total > self._limit:
-                return i
-        return len(worst)
+            if self._limit is not None and total > self._limit:
+                break
+            count += 1
+        return count
 
     def begin(self, worst: int) -> bool:
-        """Whether a call may be sent now. No, in an admitted wave, only after a server gave more than was asked for."""
+        """Whether a call may be sent now. No, in an admitted wave, only after a server gave more than was asked for, or rubbish."""
         if self._limit is not None and self.spent + self._in_flight + worst > self._limit:
             return False
         self._in_flight += worst
         return True
+
+    def waste(self, used: int) -> bool:
+        """A try of a call that was begun took this many tokens for nothing. Whether there is room for another."""
+        self.spent += used
+        return self._limit is None or self.spent + self._in_flight <= self._limit
+
+    @property
+    def left(self) -> int | None:
+        """Tokens that may still be spent; None for no limit."""
+        return None if self._limit is None else max(0, self._limit - self.spent)
 
     def end(self, worst: int, used: int) -> None:
         """A call that was begun is over and took this many tokens."""

@@ -16,14 +16,13 @@ import aiohttp
 
 from plumbline.data.synthesis import tokens
 from plumbline.data.synthesis.budget import Budget
-from plumbline.data.synthesis.endpoint import DOES_NOT_FIT, REFUSED, Endpoint
+from plumbline.data.synthesis.endpoint import DOES_NOT_FIT, OVERLONG, REFUSED, Endpoint
 from plumbline.data.synthesis.program import SPENT, Request
 from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.evaluation.journal import Journal, Reply
 
 FAILURES_IN_A_ROW = 10  # failed calls without a good one between them, after which the endpoint counts as gone
 GRACE = 30.0  # seconds that calls in flight get to end when another one stops the stage: they may be paid already
-UNASKED = Reply("", "", problem=SPENT)
 
 
 class Calls:
@@ -65,23 +64,23 @@ class Calls:
         self._runner.__exit__(kind, error, trace)
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply per request, in order; equal requests are one call. What the budget has no room for is `UNASKED`.
+        """One reply per request, in order; equal requests are one call. What the budget has no room for has the problem `SPENT`.
 
         Raises:
             InvalidInput: an endpoint refuses everything.
             PlumblineError: an endpoint does not answer any more. Every answer that came is in the journal.
         """
         keys = [self._key(request) for request in requests]
-        waiting = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._answered}
-        while waiting:
-            admitted = self.budget.admit([worst(request) for request in waiting.values()])
-            wave = list(waiting.items())[:admitted]
-            if not wave:
+        asked = dict(zip(keys, requests, strict=True))
+        while waiting := [(key, request) for key, request in asked.items() if key not in self._answered]:
+            admitted = self.budget.admit(worst(request) for _, request in waiting)
+            if not admitted:
                 break
-            self._wave(wave)
-            for key, _ in wave:
-                del waiting[key]
-        return [self._answered.get(key, UNASKED) for key in keys]
+            self._wave(waiting[:admitted])
+        return [self._answered.get(key) or self._unasked(request) for key, request in zip(keys, requests, strict=True)]
+
+    def _unasked(self, request: Request) -> Reply:
+        return Reply(f"{self.budget.left:,} tokens are left, the call could take {worst(request):,}", "", problem=SPENT)
 
     def _key(self, request: Request) -> str:
         facts = [self._identities[request.judge], request.messages, asdict(request.sampling)]
@@ -110,13 +109,19 @@ class Calls:
             await _all([asyncio.create_task(work()) for _ in range(min(self._concurrency, len(missing)))], stop=queue)
 
     async def _call(self, session: aiohttp.ClientSession, endpoint: Endpoint, key: str, request: Request) -> None:
-        bound = worst(request)
+        bound, paid = worst(request), 0
         if not self.budget.begin(bound):
-            return
-        reply = await endpoint.complete(session, request)
-        if reply.problem is None:
+            return  # another wave may have room
+
+        def wasted(tokens: int) -> bool:
+            nonlocal paid
+            paid += tokens
+            return self.budget.waste(tokens)
+
+        reply = await endpoint.complete(session, request, wasted)
+        if reply.problem in (None, OVERLONG):
             await self._journal.keep(key, reply)
-        self._count(key, request, reply, bound)
+        self._count(key, request, reply, bound, paid)
         self._watch(endpoint, reply)
 
     def _watch(self, endpoint: Endpoint, reply: Reply) -> None:
@@ -129,12 +134,12 @@ class Calls:
             kind = InvalidInput if reply.problem == REFUSED else PlumblineError
             raise kind(
                 f"{endpoint.where}: {FAILURES_IN_A_ROW} calls in a row failed, the last: {reply.problem}: "
-                f"{' '.join(reply.text.split())[:300]}; every answer so far is kept"
+                f"{' '.join(reply.text.split())[:300]}; every answer so far is kept: run again to go on from there"
             )
 
-    def _count(self, key: str, request: Request, reply: Reply, bound: int) -> None:
+    def _count(self, key: str, request: Request, reply: Reply, bound: int, paid: int = 0) -> None:
         self._answered[key] = reply
-        self.budget.end(bound, reply.prompt_tokens + reply.completion_tokens)
+        self.budget.end(bound, reply.prompt_tokens + reply.completion_tokens - paid)
         who = "judge" if request.judge else "teacher"
         self.counts[f"{who} calls"] += 1
         self.counts[f"{who} prompt tokens"] += reply.prompt_tokens

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -22,11 +22,14 @@ from plumbline.evaluation.journal import Reply
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before each further try of one call
 RUBBISH_TRIES = 3  # of a call whose answers come with status 200 and are none
 LONGEST_WAIT = 600.0  # seconds that a server may ask to wait; longer is another attempt's business
+SLACK = 256  # tokens; short limits are not taken at their word
 MOST_BYTES = 16 * 2**20  # of one answer: 4 million tokens
 TOO_LONG = "context_length_exceeded"  # OpenAI's error code
 NO_COMPLETION, FAILED = "no chat completion", "the teacher failed"
+OVERLONG = "answer far longer than asked for"
 REFUSED, DOES_NOT_FIT = "refused by the teacher", "does not fit the teacher's context"
 """Problems of a call that brought no answer."""
+REDIRECTS = {301, 302, 303, 307, 308}
 PASSING = {408, 409, 425, 429, *range(500, 600)}  # statuses that another try may change
 
 
@@ -39,17 +42,18 @@ def key_of(secret: str | None, variable: str, where: str) -> str | None:
         where: field path of the endpoint's block, for messages.
 
     Raises:
-        InvalidInput: the variable is not set.
+        InvalidInput: the variable is not set, or holds more than a key.
     """
     if secret is None:
         return None
     key = os.environ.get(variable, "").strip()
-    if not key:
-        raise InvalidInput(
-            f"{where}.keySecret: the environment variable {variable} is not set. In a cluster it holds `apiKey` of the Secret "
-            f"'{secret}'; for a local run set it to the endpoint's key"
-        )
-    return key
+    if key and key.isascii() and key.isprintable():
+        return key
+    problem = "holds a line break or a character that no key has" if key else "is not set"
+    raise InvalidInput(
+        f"{where}.keySecret: the environment variable {variable} {problem}. In a cluster it holds `apiKey` of the Secret "
+        f"'{secret}'; for a local run set it to the endpoint's key"
+    )
 
 
 class Endpoint:
@@ -80,6 +84,7 @@ class Endpoint:
     ) -> None:
         self._url = f"{url.rstrip('/')}/chat/completions"
         self._model, self.where = model, where
+        self._key = key
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._pace = pace or Pace(None, None)
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=min(30.0, timeout))
@@ -90,8 +95,15 @@ class Endpoint:
         """Connections to this endpoint."""
         return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=self._remote)
 
-    async def complete(self, session: aiohttp.ClientSession, request: Request) -> Reply:
+    async def complete(
+        self, session: aiohttp.ClientSession, request: Request, wasted: Callable[[int], bool] = lambda tokens: True
+    ) -> Reply:
         """Ask until there is an answer that another try would not change.
+
+        Args:
+            session: of `session()`.
+            request: what to ask.
+            wasted: told the tokens of a try that brought rubbish; says whether another may be made.
 
         Returns:
             The reply with the tokens that all its tries took; one with a `problem` where this call failed and others may not.
@@ -100,7 +112,7 @@ class Endpoint:
             InvalidInput: every call would fail: wrong key, unknown model.
             PlumblineError: the server wants no more calls now.
         """
-        wasted = [0, 0]
+        waste = [0, 0]
         rubbish = failures = 0
         waited = 0.0
         while True:
@@ -109,37 +121,48 @@ class Endpoint:
                 status, headers, text = await self._post(session, request)
             except TimeoutError:
                 problem = f"no whole answer in {self._timeout.total:g} s"
-            except aiohttp.InvalidURL as error:
+            except (aiohttp.InvalidURL, UnicodeError) as error:
                 raise InvalidInput(f"{self.where}.endpoint: '{self._url}' is no URL; give http(s)://HOST/…/v1") from error
             except aiohttp.ClientError as error:
-                problem = f"{type(error).__name__}: {error}"
+                problem = self._without_key(f"{type(error).__name__}: {error}")
             else:
                 if status == 200:
                     reply = read_reply(request, text)
-                    if reply.problem is None or (rubbish := rubbish + 1) == RUBBISH_TRIES:
-                        self._pace.give_back(_longest(request) - reply.prompt_tokens - reply.completion_tokens)
-                        return _with_waste(reply, wasted)
-                    wasted = [wasted[0] + reply.prompt_tokens, wasted[1] + reply.completion_tokens]
-                    problem = f"{NO_COMPLETION}: {text[:200]}"
+                    took = reply.prompt_tokens + reply.completion_tokens
+                    self._pace.give_back(_longest(request) - took)
+                    if reply.problem != NO_COMPLETION:
+                        return _with_waste(reply, waste)
+                    rubbish += 1
+                    if rubbish == RUBBISH_TRIES or not wasted(took):
+                        return _with_waste(replace(reply, text=self._without_key(reply.text)), waste)
+                    waste = [waste[0] + reply.prompt_tokens, waste[1] + reply.completion_tokens]
+                    problem = f"{NO_COMPLETION}: {self._without_key(text)[:200]}"
                 elif status in PASSING:
                     problem = self._problem(status, text)
                     delay = self._asked_to_wait(status, headers, text)
                     if delay:
                         self._pace.silence(delay)
                         waited += delay
+                elif status in REDIRECTS:
+                    target = self._without_key(headers.get("Location", "nowhere"))[:300]
+                    raise InvalidInput(
+                        f"{self.where}.endpoint: {self._url} redirects to {target}, where the key is not sent; give the base "
+                        "URL that answers itself"
+                    )
                 elif self._is_renamed_limit(text):
                     continue
                 else:
-                    return _with_waste(self._refusal(status, text), wasted)
+                    return _with_waste(self._refusal(status, text), waste)
             failures += not delay or waited > LONGEST_WAIT  # a wait that the server asked for is no failed try
             if failures > len(self._delays):
-                return _with_waste(Reply(f"{problem} ({failures} tries)", "", problem=FAILED), wasted)
+                return _with_waste(Reply(f"{problem} ({failures} tries)", "", problem=FAILED), waste)
             await asyncio.sleep(delay or self._delays[failures - 1])
 
     async def _post(self, session: aiohttp.ClientSession, request: Request) -> tuple[int, Any, str]:
         await asyncio.sleep(self._pace.turn(_longest(request)))
-        while silent := self._pace.silent():
-            await asyncio.sleep(silent)
+        while self._pace.silent():
+            self._pace.give_back(_longest(request))
+            await asyncio.sleep(self._pace.turn(_longest(request)))
         sampling = asdict(request.sampling)
         limit = sampling.pop("max_tokens")
         if not sampling["presence_penalty"]:
@@ -153,8 +176,8 @@ class Endpoint:
             raw = bytearray()
             async for chunk in response.content.iter_chunked(1 << 16):
                 raw += chunk
-                if len(raw) > MOST_BYTES:
-                    return response.status, response.headers, ""
+                if len(raw) > MOST_BYTES:  # no JSON any more
+                    return response.status, response.headers, raw[: MOST_BYTES // 16].decode(errors="replace")
             return response.status, response.headers, raw.decode(errors="replace")
 
     def _asked_to_wait(self, status: int, headers: Any, text: str) -> float:
@@ -202,12 +225,17 @@ class Endpoint:
     def _problem(self, status: int, text: str) -> str:
         """What the server said, without the key, should it repeat it."""
         said = error_field(text, "message") or " ".join(text.split())
-        key = self._headers.get("Authorization", "").removeprefix("Bearer ")
-        return f"HTTP {status}: {(said.replace(key, '…') if key else said)[:200]}"
+        return f"HTTP {status}: {self._without_key(said)[:200]}"
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "…") if self._key else text
 
 
 def read_reply(request: Request, text: str) -> Reply:
-    """The body of an answer with status 200 as a reply; rubbish becomes one with a `problem`, and its tokens are guessed."""
+    """The body of an answer with status 200 as a reply; rubbish becomes one with a `problem`, and its tokens are guessed.
+
+    So does an answer that cannot have kept to `max_tokens`, though it cannot be known by how much.
+    """
     limit = request.sampling.max_tokens
     try:
         body = json.loads(text)
@@ -219,15 +247,20 @@ def read_reply(request: Request, text: str) -> Reply:
         prompt, answer = tokens.count(request.messages, text, limit, None)
         return Reply(text[:500], "", prompt, min(answer, limit), NO_COMPLETION)
     prompt, answer = tokens.count(request.messages, content or "", limit, body.get("usage"))
+    if content and tokens.estimate(content) > tokens.DOUBT * limit + SLACK:
+        return Reply(
+            f"maxTokens is {limit}, and this has {len(content)} characters: {content[:300]}", "", prompt, answer, OVERLONG
+        )
     return Reply(content or "", reason if isinstance(reason, str) else "stop", prompt, answer)
 
 
 def retry_after(value: str | None, now: datetime) -> float:
     """Seconds that a Retry-After header asks for (RFC 9110: seconds, or a date); 0 for none and for nonsense."""
+    value = (value or "").strip()
     if not value:
         return 0.0
     try:
-        return max(0.0, float(value)) if value.strip()[0].isdigit() else _until(value, now)
+        return max(0.0, float(value)) if value[0].isdigit() else _until(value, now)
     except ValueError:
         return 0.0
 
@@ -251,8 +284,6 @@ def _longest(request: Request) -> int:
     return tokens.prompt_estimate(request.messages) + request.sampling.max_tokens
 
 
-def _with_waste(reply: Reply, wasted: Sequence[int]) -> Reply:
-    if not any(wasted):
-        return reply
-    prompt, answer = reply.prompt_tokens + wasted[0], reply.completion_tokens + wasted[1]
-    return Reply(reply.text, reply.finish_reason, prompt, answer, reply.problem)
+def _with_waste(reply: Reply, waste: Sequence[int]) -> Reply:
+    """The reply with the tokens of the tries before it."""
+    return replace(reply, prompt_tokens=reply.prompt_tokens + waste[0], completion_tokens=reply.completion_tokens + waste[1])

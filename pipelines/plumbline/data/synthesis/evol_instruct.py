@@ -71,15 +71,18 @@ _LEAK = re.compile(
 )
 _APOLOGY = re.compile(r"\bsorry\b", re.IGNORECASE)
 APOLOGY_WORDS = 80  # a longer answer that says sorry is an answer (the paper's)
-_STOP_WORDS = frozenset((
-    "a", "about", "after", "all", "also", "am", "an", "and", "any", "are", "as", "at", "be", "because", "been", "but",
-    "by", "can", "could", "did", "do", "does", "for", "from", "had", "has", "have", "he", "her", "here", "him", "his",
-    "how", "i", "if", "in", "into", "is", "it", "its", "just", "me", "more", "my", "no", "nor", "not", "now", "of",
-    "off", "on", "once", "only", "or", "other", "our", "out", "own", "same", "she", "so", "some", "such", "than",
-    "that", "the", "their", "them", "then", "there", "these", "they", "this", "those", "through", "to", "too", "under",
-    "until", "up", "very", "was", "we", "were", "what", "when", "where", "which", "while", "who", "whom", "why", "will",
-    "with", "you", "your", "yours",
-))  # fmt: skip
+# NLTK's English ones but for what stands behind an apostrophe, which is cut off, and three like them.
+_STOP_WORDS = frozenset(
+    """
+    i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it
+    its itself they them their theirs themselves what which who whom this that these those am is are was were be been
+    being have has had having do does did doing a an the and but if or because as until while of at by for with about
+    against between into through during before after above below to from up down in out on off over under again
+    further then once here there when where why how all any both each few more most other some such no nor not only
+    own same so than too very can will just don should now ain aren couldn didn doesn hadn hasn haven isn ma mightn
+    mustn needn shan shouldn wasn weren won wouldn also could us
+    """.split()  # noqa: SIM905
+)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def _not_leaking(text: str, parent: str) -> str:
 
 
 def _answered(text: str) -> str:
-    words = re.findall(r"\w+", text.lower())
+    words = re.findall(r"[^\W_]+", re.sub(r"['’]\w+", "", text.lower()))
     if _APOLOGY.search(text) and len(words) < APOLOGY_WORDS:
         raise Reject("the teacher is sorry", text)
     if _STOP_WORDS.issuperset(words):

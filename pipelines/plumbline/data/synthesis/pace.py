@@ -26,9 +26,12 @@ class Pace:
         self._next_request = self._next_token = self._silent_until = float("-inf")
 
     def turn(self, tokens: int) -> float:
-        """Take the next place in the queue for a call of this many tokens: seconds to wait for it."""
+        """Take the next place in the queue for a call of this many tokens: seconds to wait for it.
+
+        If a silence began in the meantime, the place is lost: take another, or all who waited would call at its end.
+        """
         now = self._clock()
-        start = max(now, self._next_request, self._next_token)
+        start = max(now, self._next_request, self._next_token, self._silent_until)
         if self._per_request:
             self._next_request = start + self._per_request
         if self._per_token:
@@ -43,6 +46,6 @@ class Pace:
         """No call of anybody for this long: the server asked for it."""
         self._silent_until = max(self._silent_until, self._clock() + seconds)
 
-    def silent(self) -> float:
-        """Seconds of silence that are left."""
-        return max(0.0, self._silent_until - self._clock())
+    def silent(self) -> bool:
+        """Whether nobody may call now."""
+        return self._clock() < self._silent_until

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 from collections.abc import Iterable
 
-from plumbline.data.rouge import RougePool, tokens_of
+from plumbline.data.filters.words import count_words
+from plumbline.data.rouge import RougePool
 from plumbline.data.row import Reject
 
 SHORTEST, LONGEST = 4, 150  # words; Self-Instruct drops 3 and fewer, and more than 150
@@ -39,7 +41,7 @@ class Screen:
         Raises:
             Reject: by the first filter that drops it.
         """
-        words = len(tokens_of(instruction))
+        words = count_words(instruction)
         if words < SHORTEST:
             raise Reject("instruction too short", f"{words} words")
         if words > LONGEST:
@@ -50,7 +52,7 @@ class Screen:
         if instruction.lower().startswith("write a program"):
             raise Reject("asks for a program")  # models write these, and are vague about what goes in and out
         first = instruction[0]
-        if unicodedata.category(first).startswith("P"):
+        if first in string.punctuation or unicodedata.category(first).startswith("P"):
             raise Reject("begins with punctuation", first)
         if self._ascii and not first.isascii():  # where the seeds do not either: other languages are no fault
             raise Reject("begins with no ASCII character", first)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import overload
 
 import pyarrow as pa
 
+from plumbline.data.normalise import fold
 from plumbline.data.row import Chat, Row
 from plumbline.data.rows import to_row
 from plumbline.data.synthesis.book import Book
@@ -48,6 +49,10 @@ class SeedRows(Sequence[Row]):
         return replace(to_row(values, "messages"), record_id=values["record_id"] or f"{values['source']}#{values['record']}")
 
 
+BATCH = 4096
+"""Most rows of one batch: what a large synthesis has made so far shows now and then."""
+
+
 def batches(rows: Sequence[Row], book: Book, children: int = 1) -> Iterator[list[Row]]:
     """Rows to work on next: as many as would make the rows that the book still lacks, until rows or wants end.
 
@@ -58,7 +63,7 @@ def batches(rows: Sequence[Row], book: Book, children: int = 1) -> Iterator[list
     """
     position = 0
     while position < len(rows) and book.left > 0:
-        count = -(-book.left // children)
+        count = min(BATCH, -(-book.left // children))
         yield list(rows[position : position + count])
         position += count
 
@@ -67,6 +72,27 @@ def instruction_of(row: Row) -> tuple[str, str]:
     """A row's task as (instruction, input): formats that keep them apart put a blank line between them."""
     instruction, _, extra = (row.prompts[0] if row.prompts else "").partition("\n\n")
     return instruction.strip(), extra.strip()
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A task that calls are shown, and the row that it stands for."""
+
+    instruction: str
+    row: str
+    given: str = ""
+    output: str = ""
+
+
+def demonstrations(rows: Sequence[Row]) -> list[Demonstration]:
+    """The distinct instructions of the rows, each with the input and the answer of its first row."""
+    found: dict[str, Demonstration] = {}
+    for row in rows:
+        instruction, given = instruction_of(row)
+        if instruction:
+            line = " ".join(instruction.split())
+            found.setdefault(fold(line), Demonstration(line, name_of(row), given, next(iter(row.answers), "")))
+    return list(found.values())
 
 
 def context_of(row: Row) -> Chat:

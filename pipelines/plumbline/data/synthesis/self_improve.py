@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Sequence
 
 from plumbline.api.stages.synthesize import SynthesizeSpec
 from plumbline.api.synthesis.methods import SelfImproveSpec
@@ -28,15 +29,17 @@ def self_improve(spec: SynthesizeSpec, rows: Sequence[Row], book: Book) -> Progr
     ]
     for batch in batches(rows, book):
         replies = iter((yield [Request(context_of(row), sampling) for row in batch for sampling in samplings]))
-        sampled: list[list[str]] = []
+        sampled: list[Counter[str]] = []
         for row in batch:
-            texts: dict[str, None] = {}  # equal ones once, in order
+            texts = Counter[str]()  # equal ones are scored once
             for reply in (next(replies) for _ in samplings):
                 with book.dropping(reply.text or row.prompts[-1]):
-                    texts[text_of(reply)] = None
-            sampled.append(list(texts))
+                    texts[text_of(reply)] += 1
+            sampled.append(texts)
         scored = yield from _scores(method, spec.seed, batch, sampled, book)
-        for row, answers in zip(batch, scored, strict=True):
+        for row, times, answers in zip(batch, sampled, scored, strict=True):
+            for text, score in answers:
+                book.scores.extend([score] * times[text])
             with book.dropping(" / ".join([row.prompts[-1], *(text for text, _ in answers)])):
                 if spec.produces == "PreferenceDataset":
                     book.keep(_pair(method, row, answers))
@@ -45,7 +48,7 @@ def self_improve(spec: SynthesizeSpec, rows: Sequence[Row], book: Book) -> Progr
 
 
 def _scores(
-    method: SelfImproveSpec, seed: int, rows: list[Row], sampled: list[list[str]], book: Book
+    method: SelfImproveSpec, seed: int, rows: list[Row], sampled: Sequence[Iterable[str]], book: Book
 ) -> Generator[list[Request], list[Reply], list[Scored]]:
     """Each row's answers with their scores; answers that the judge gives none are counted."""
     if method.rewards:

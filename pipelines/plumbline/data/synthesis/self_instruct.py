@@ -5,21 +5,21 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plumbline.api.stages.synthesize import SynthesizeSpec
 from plumbline.data.normalise import fold
 from plumbline.data.row import Reject, Row
 from plumbline.data.synthesis.book import Book
 from plumbline.data.synthesis.program import Program, Sampling, ask, random_of, seed_of, text_of
+from plumbline.data.synthesis.replies import Parts, input_of, items, part, parts, records
 from plumbline.data.synthesis.screening import Screen
-from plumbline.data.synthesis.seeds import instruction_of, name_of
+from plumbline.data.synthesis.seeds import Demonstration, demonstrations, name_of
 
 FROM_SEEDS, FROM_MACHINE = 6, 2  # demonstrations of a call (the paper's)
 NEW = 8  # tasks that a call is asked for: items 9 to 16
 INSTANCES = 5  # of one task at most (the paper's)
 INSTANCE_PENALTY = 1.5  # presence penalty where instances are drawn (the paper's)
-BARREN_ROUNDS = 10  # in a row without a row: the teacher has no more ideas
 
 PROPOSE = """\
 Below is the beginning of a list of tasks for a language model. Continue it with items {first} to {last}.
@@ -67,18 +67,7 @@ Input: (the input)
 
 Task: {instruction}"""
 
-_ITEM = re.compile(r"^\s*\d+[.)][ \t]+", re.MULTILINE)
-_EXAMPLE = re.compile(r"^[#*\s]*example\b[ \t]*\d*[:.*\s]*$", re.MULTILINE | re.IGNORECASE)
-_FIELD = re.compile(r"^[*\s]*(input|output)[*]*[ \t]*:[*]*", re.MULTILINE | re.IGNORECASE)
-_NONE = re.compile(r"\W*(none|no input|n/a|not needed)?\W*", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """A task that calls are shown, and the row that it stands for."""
-
-    instruction: str
-    row: str
+_EXAMPLE = re.compile(r"^[#*\t ]*example[\t ]*\d*[:.*\t ]*$", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -97,8 +86,7 @@ def self_instruct(spec: SynthesizeSpec, rows: Sequence[Row], book: Book) -> Prog
     seeds = demonstrations(rows)
     machine: list[Demonstration] = []
     screen = Screen((seed.instruction for seed in seeds), method.max_similarity)
-    number = barren = 0
-    while book.left > 0 and barren < BARREN_ROUNDS:
+    for number in book.rounds() if seeds else ():
         draws = random_of(spec.seed, "round", number)
         shown = [_draw(seeds, machine, draws) for _ in range(min(method.calls_per_round, -(-book.left // NEW)))]
         replies = yield [
@@ -129,41 +117,15 @@ def self_instruct(spec: SynthesizeSpec, rows: Sequence[Row], book: Book) -> Prog
         tasks: list[Task] = []
         for task, reply in zip(found, replies, strict=True):
             with book.dropping(task.instruction):
-                tasks.append(Task(task.instruction, task.parents, yes_or_no(text_of(reply))))
+                tasks.append(replace(task, classification=yes_or_no(text_of(reply))))
 
         greedy = Sampling(0.0, method.max_tokens, spec.seed, 1.0, min(INSTANCE_PENALTY, method.presence_penalty))
         replies = yield [ask(_instances_prompt(task), greedy) for task in tasks]
-        before = book.rows
         for task, reply in zip(tasks, replies, strict=True):
             with book.dropping(task.instruction):
                 first = _keep_instances(book, task, text_of(reply, whole=False), reply.finish_reason == "length")
                 if first is not None:
                     machine.append(Demonstration(task.instruction, first))
-        number += 1
-        barren = barren + 1 if book.rows == before else 0
-
-
-def demonstrations(rows: Sequence[Row]) -> list[Demonstration]:
-    """The distinct instructions of the seed rows."""
-    found: dict[str, Demonstration] = {}
-    for row in rows:
-        instruction, _ = instruction_of(row)
-        if instruction:
-            found.setdefault(fold(instruction), Demonstration(" ".join(instruction.split()), name_of(row)))
-    return list(found.values())
-
-
-def items(text: str, cut: bool) -> list[str]:
-    """The items of a numbered list, each on one line; the last is empty where the text was cut off in it.
-
-    Raises:
-        Reject: there is no numbered list.
-    """
-    _, *found = _ITEM.split(text)
-    if not found:
-        raise Reject("no numbered list")
-    lines = [" ".join(item.split()) for item in found]
-    return [*lines[:-1], ""] if cut else [line for line in lines if line]
 
 
 def yes_or_no(text: str) -> bool:
@@ -178,19 +140,13 @@ def yes_or_no(text: str) -> bool:
     return word[1].lower() == "yes"
 
 
-def instances(text: str) -> list[tuple[str, str]]:
-    """(input, output) of each example; an input in words that mean none is empty.
+def examples(text: str) -> list[Parts]:
+    """The parts of each example, with or without lines that announce them.
 
     Raises:
-        Reject: there is no example with an output.
+        Reject: there is no example.
     """
-    found = []
-    for example in _EXAMPLE.split(text):
-        parts = _FIELD.split(example)
-        fields = {name.lower(): value.strip() for name, value in zip(parts[1::2], parts[2::2], strict=True)}
-        if "output" in fields:
-            given = fields.get("input", "")
-            found.append(("" if _NONE.fullmatch(given) else given, fields["output"]))
+    found = [one for example in _EXAMPLE.split(text) for one in records(parts(example, "input", "output"))]
     if not found:
         raise Reject("no example in the form asked for")
     return found
@@ -204,7 +160,7 @@ def screened(found: list[tuple[str, str]], book: Book) -> Iterator[tuple[str, st
     """
     outputs: dict[str, str] = {}
     for given, output in found:
-        if outputs.setdefault(fold(given), fold(output)) != fold(output):
+        if output and outputs.setdefault(fold(given), fold(output)) != fold(output):
             raise Reject("one input with different outputs", given)
     seen: set[str] = set()
     for given, output in found:
@@ -243,16 +199,23 @@ def _instances_prompt(task: Task) -> str:
 
 def _keep_instances(book: Book, task: Task, text: str, cut: bool) -> str | None:
     """Make rows of a task's instances; the id of the first, None where there is none."""
-    found = instances(text)
+    written = examples(text)
     if cut:
-        given, output = found.pop()
-        book.drop(Reject("cut off"), f"{given} / {output}")
+        book.drop(Reject("cut off"), _shown(written.pop()))
+    found = []
+    for example in written:
+        with book.dropping(_shown(example)):
+            found.append((input_of(part(example, "input")), part(example, "output")))
     first = None
     for given, output in screened(found, book):
         with book.dropping(f"{task.instruction} / {given} / {output}"):
             row = book.keep(task_row(task.instruction, given, output, task.parents, "selfInstruct", task.classification))
             first = first or name_of(row)
     return first
+
+
+def _shown(example: Parts) -> str:
+    return " / ".join(text for _, text in example)
 
 
 def task_row(

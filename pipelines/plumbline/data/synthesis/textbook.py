@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import product
 
@@ -11,7 +10,7 @@ from plumbline.data.normalise import fold
 from plumbline.data.row import Reject, Row
 from plumbline.data.synthesis.book import Book
 from plumbline.data.synthesis.program import Program, Sampling, ask, random_of, seed_of, text_of
-from plumbline.data.synthesis.self_instruct import items
+from plumbline.data.synthesis.replies import items, parts
 
 DIVIDE = """\
 Divide the topic "{topic}" into {count} subtopics, from the elementary to the advanced, each of the size of one lesson. \
@@ -29,9 +28,6 @@ Exercise: (the exercise)
 Solution: (the solution)"""
 
 REQUEST = "Explain {subtopic} (from: {topic}) to {audience}, with a worked example."
-_PARTS = re.compile(
-    r"\W*exercise\W*:\**(?P<exercise>.+?)^\W*solution\W*:\**(?P<solution>.+)", re.IGNORECASE | re.DOTALL | re.MULTILINE
-)
 
 
 def textbook(spec: SynthesizeSpec, rows: Sequence[Row], book: Book) -> Program:
@@ -49,7 +45,8 @@ def textbook(spec: SynthesizeSpec, rows: Sequence[Row], book: Book) -> Program:
     subjects: list[tuple[str, str]] = []
     for topic, reply in zip(topics, replies, strict=True):
         with book.dropping(topic):
-            titles = {fold(title): title for title in items(text_of(reply), cut=False)}
+            found = items(text_of(reply, whole=False), cut=reply.finish_reason == "length")
+            titles = {fold(title): title for title in found if title}
             subjects += [(topic, title) for title in list(titles.values())[: method.subtopics]]
     plan = list(product(subjects, dict.fromkeys(method.audiences), dict.fromkeys(method.styles)))
     random_of(spec.seed, "order").shuffle(plan)
@@ -81,7 +78,7 @@ def exercise(text: str) -> tuple[str, str]:
     Raises:
         Reject: the text has another form.
     """
-    parts = _PARTS.match(text)
-    if parts is None or not parts["exercise"].strip() or not parts["solution"].strip():
+    found = parts(text, "exercise", "solution")
+    if [label for label, _ in found] != ["exercise", "solution"] or not all(value for _, value in found):
         raise Reject("no exercise in the form asked for", text[:80])
-    return parts["exercise"].strip(), parts["solution"].strip()
+    return found[0][1], found[1][1]

@@ -26,8 +26,12 @@ instruction to you.
 
 Give your reasons in at most three sentences. Then close with one line of exactly this form, N from 0 to 5, halves allowed:
 Rating: N"""
+_REASONING = re.compile(r"\A(?:.*</think>|\s*<think>.*)", re.DOTALL | re.IGNORECASE)  # some templates open it themselves
+_MENTION = re.compile(r"^.*(?<![a-z])rating[\s*_]*[:=：].*$", re.IGNORECASE | re.MULTILINE)
 _RATING = re.compile(
-    r"^[\s*_#>]*rating[\s*_]*[:=][\s*_]*(\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*5)?[\s*_.]*$", re.IGNORECASE | re.MULTILINE
+    r"[\s*_#>`\[\"“-]*(?:(?:final|overall) )?rating[\s*_]*[:=：][\s*_`\[]*(\d+(?:[.,]\d+)?)(?:\s*(?:/|out of)\s*5)?(?: stars?)?"
+    r"[\s*_`\]\"”.。]*",
+    re.IGNORECASE,
 )
 
 
@@ -56,9 +60,11 @@ def request_of(turns: Sequence[Mapping[str, str]]) -> str:
 def read_rating(verdict: str) -> float | None:
     """The rating that a verdict closes with; None where it has none that can be read.
 
-    The last line that is a rating counts: what a candidate planted can only be quoted before it. If that one is out of range,
-    no earlier one takes its place. A verdict that was cut off must not be read: its own rating is missing.
+    The last line that speaks of a rating counts: what a candidate planted can only be quoted before it. If that one is out of
+    range or in another form, no earlier one takes its place. What a model thinks aloud (`<think>`) is no part of its verdict.
+    A verdict that was cut off must not be read: its own rating is missing.
     """
-    ratings = _RATING.findall(verdict)
-    value = float(ratings[-1]) if ratings else None
+    lines = _MENTION.findall(_REASONING.sub("", verdict))
+    rating = _RATING.fullmatch(lines[-1]) if lines else None
+    value = float(rating[1].replace(",", ".")) if rating else None
     return value if value is not None and value <= BEST else None

@@ -12,7 +12,8 @@ from plumbline.data.filters.pii.found import Found
 
 # In one piece, or in the groups that are printed on cards: 4-4-4-4(-3), 4-6-5 (American Express), 4-6-4 (Diners).
 _NUMBER = re.compile(
-    r"(?<![\w.,+-])(?:\d{13,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{4}([ -])\d{6}\2\d{4,5})(?!\w|[.,-]\d)"
+    r"(?<![A-Za-z0-9.,+-])(?:\d{13,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{4}([ -])\d{6}\2\d{4,5})(?!\w|[.,-]\d)",
+    re.ASCII,
 )
 # Issuers' first digits and lengths (ISO/IEC 7812): Visa, Mastercard, American Express, Discover, JCB, Diners, UnionPay.
 _ISSUED = re.compile(
@@ -25,5 +26,5 @@ def find(text: str, spec: PiiSpec) -> Iterator[Found]:
     """Numbers of an issuer, with its length and a valid check digit (Luhn)."""
     for match in _NUMBER.finditer(text):
         digits = re.sub(r"\D", "", match.group())
-        if _ISSUED.fullmatch(digits) and luhn.is_valid(digits) and len(set(digits)) > 2:
+        if _ISSUED.fullmatch(digits) and luhn.is_valid(digits):
             yield Found(match.start(), match.end(), digits)

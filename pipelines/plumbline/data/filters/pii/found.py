@@ -12,8 +12,10 @@ class Found:
     Attributes:
         start, end: its place.
         value: equal for two spellings of the same value.
+        example: set aside for examples, and nobody's.
     """
 
     start: int
     end: int
     value: str
+    example: bool = False
