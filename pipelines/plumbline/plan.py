@@ -12,7 +12,7 @@ from plumbline.api.run import AlignmentRun
 from plumbline.artifacts import Artifact, Workspace
 from plumbline.errors import InvalidInput, InvalidRun, PlumblineError, Problem
 from plumbline.external import identity, model_identity
-from plumbline.graph import Graph, Node, benchmark_files, build_graph, fingerprints
+from plumbline.graph import Graph, benchmark_files, build_graph, fingerprints
 
 
 @dataclass(frozen=True)
