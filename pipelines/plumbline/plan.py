@@ -12,7 +12,7 @@ from plumbline.api.run import AlignmentRun
 from plumbline.artifacts import Artifact, Workspace
 from plumbline.errors import InvalidInput, InvalidRun, PlumblineError, Problem
 from plumbline.external import identity, model_identity
-from plumbline.graph import Graph, Node, benchmark_files, build_graph, fingerprints
+from plumbline.graph import Graph, benchmark_files, build_graph, fingerprints
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def make_plan(run: AlignmentRun, workspace: str | None = None, until: str | None
         if until not in names:
             raise InvalidInput(f"--until {until}: no such stage; stages: {', '.join(names)}")
         graph = Graph(tuple(node for node in graph.nodes if node.name in graph.up_to(until)))
-    problems = [_unavailable(names.index(node.name), node) for node in graph.nodes if node.spec.program is None]
+    problems: list[Problem] = []
     identities: dict[str, str] = {}
     models, wanted = {"spec.model.base": run.spec.model.base}, dict[str, str]()
     for node in graph.nodes:
@@ -117,7 +117,3 @@ def make_plan(run: AlignmentRun, workspace: str | None = None, until: str | None
         raise InvalidRun(problems)
     resolved = Workspace(workspace or run.spec.workspace.uri).uri
     return Plan(run, graph, fingerprints(graph, run.spec, identities), identities, resolved)
-
-
-def _unavailable(i: int, node: Node) -> Problem:
-    return Problem(f"spec.stages[{i}].{node.kind}", f"this version of Plumbline cannot run kind {node.kind} yet")

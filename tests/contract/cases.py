@@ -61,6 +61,16 @@ GOOD = {
     ),
     "explicit dataset": stages(DATA, DATA.replace("data", "other", 1), "- {name: sft, inputs: {dataset: data}, sft: {}}\n"),
     "curate reads curate": stages(DATA, "- {name: two, inputs: {dataset: data}, curate: {sources: [{uri: x.jsonl}]}}\n"),
+    "options of objectives": stages(
+        PAIRS,
+        "- {name: a, preference: {objective: simpo, beta: 2.5, gamma: 0.5}}\n",
+        "- {name: b, preference: {objective: coh, goodMarker: Good., forget: 0}}\n",
+        "- {name: c, preference: {robust: true, labelSmoothing: 0.1}}\n",
+    ),
+    "judged answers": stages(
+        "- {name: j, curate: {produces: PreferenceDataset, form: judgments, sources: [{uri: x.jsonl}]}}\n",
+        "- {name: cut, preference: {objective: cut}}\n",
+    ),
     "no baselines": stages("- {name: c, inputs: {baselines: []}, evaluate: {tasks: [{name: s, benchmark: skills}]}}\n"),
     "null is unset": stages(
         DATA, "- {name: sft, sft: {seed: null, adapter: null, maxSteps: null}, rlhf: null, inputs: null}\n"
@@ -165,6 +175,8 @@ BAD = {
     "gate with two measures": evaluate(f"tasks: [{SKILLS}], gates: [{{task: skills, baseline: base, threshold: 0.5}}]"),
     "gate with unknown baseline": evaluate(f"tasks: [{SKILLS}], gates: [{{task: skills, baseline: sft}}]"),
     "confidence below its bound": evaluate(f"tasks: [{SKILLS}], confidence: 0.5"),
+    "option of another objective": stages(PAIRS, "- {name: kto, preference: {objective: kto, gamma: 1.0}}\n"),
+    "option that no pair objective has": stages(PAIRS, "- {name: dpo, preference: {desirableWeight: 1.0}}\n"),
     "label smoothing at its bound": stages(PAIRS, "- {name: dpo, preference: {labelSmoothing: 0.5}}\n"),
     "confidence at its bound": evaluate(f"tasks: [{SKILLS}], confidence: 1"),
     "model missing": stages(DATA).replace('  model: {base: "builtin://tiny"}\n', ""),

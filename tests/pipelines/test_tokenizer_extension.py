@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plumbline.models.load import load_base, load_merged, load_tokenizer
 from plumbline.models.reference import EMBEDDINGS, ModelReference
-from support.embedded import Runs
+from support.embedded import Runs, reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -69,15 +69,6 @@ def file(runs: Runs, shared: Path) -> Path:
     rows.write_text("".join(json.dumps(record) + "\n" for record in short))
     texts.write_text("\n".join(record["output"] for record in records))
     return runs.file(RUN.replace("RECORDS", str(rows)).replace("TEXTS", str(texts)))
-
-
-def reference(workspace: Path, kind: str, stage: str) -> tuple[ModelReference, dict[str, Any], Path]:
-    for path in workspace.glob(f"artifacts/{kind}/*/manifest.json"):
-        manifest = json.loads(path.read_text())
-        if manifest["stage"] == stage:
-            found = ModelReference("builtin://tiny", None, "auto", str(workspace), kind, manifest["fingerprint"])
-            return found, manifest, path.parent
-    raise AssertionError(f"no {kind} of {stage}")
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from plumbline.models.reference import ModelReference
+
 # Small enough for a test, and with every kind of training in it; a checkpoint every few steps.
 RUN = """
 apiVersion: plumbline.dev/v1alpha1
@@ -51,6 +53,16 @@ spec:
 """
 
 Watch = Callable[[dict[str, Any]], bool]
+
+
+def reference(workspace: Path, kind: str, stage: str) -> tuple[ModelReference, dict[str, Any], Path]:
+    """A finished model of a stage on the built-in base, its manifest and its folder."""
+    for path in workspace.glob(f"artifacts/{kind}/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        if manifest["stage"] == stage:
+            found = ModelReference("builtin://tiny", None, "auto", str(workspace), kind, manifest["fingerprint"])
+            return found, manifest, path.parent
+    raise AssertionError(f"no {kind} of {stage}")
 
 
 class Runs:

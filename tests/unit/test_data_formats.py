@@ -593,3 +593,23 @@ def test_chats_do_not_make_preferences() -> None:
 def test_what_lacks_something_says_what(record: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         choose("auto", [record], "f:1", "messages")
+
+
+JUDGED = {"instruction": "Add.", "input": "1 + 1", "output": "3", "judgment": "It is 2.", "label": False}
+
+
+def test_judged_answers() -> None:
+    assert choose("auto", [JUDGED], "f:1", "judgments").name == "judgments"
+    row = row_of("judgments", JUDGED, "judgments")
+    expected = {"prompt": [user("Add.\n\n1 + 1")], "completion": [assistant("3")], "label": False, "judgment": "It is 2."}
+    assert row.content == expected
+    assert row.instruction == "Add."
+    assert "It is 2." in row.texts, "filters read it, and redact it"
+    assert row.mapped(str.upper)["judgment"] == "IT IS 2."
+    assert "judgment" not in row_of("judgments", JUDGED, "labels").content
+    assert reason_of("judgments", JUDGED, "messages") == "labelled as bad"
+    good = {"prompt": "1 + 1?", "completion": "2", "critique": "Right.", "label": 1}
+    assert row_of("judgments", good, "judgments").content["judgment"] == "Right."
+    assert row_of("judgments", good, "messages").content == {"messages": [user("1 + 1?"), assistant("2")]}
+    assert reason_of("judgments", JUDGED | {"judgment": " "}, "judgments") == "no judgment"
+    assert reason_of("judgments", JUDGED | {"label": "perhaps"}, "judgments") == "no verdict"

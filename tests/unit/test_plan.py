@@ -91,14 +91,6 @@ def test_unknown_places_are_named_with_their_field(run: AlignmentRun) -> None:
     }
 
 
-def test_a_kind_without_a_program_is_refused_before_anything_runs(run: AlignmentRun) -> None:
-    value = run.model_dump(mode="json", by_alias=True, exclude_none=True)
-    pairs = {"sources": [{"uri": "builtin://skills"}], "produces": "PreferenceDataset"}
-    value["spec"]["stages"] += [{"name": "pairs", "curate": pairs}, {"name": "rm", "rewardModel": {}}]
-    found = problems(AlignmentRun.model_validate(value, by_name=False, by_alias=True))
-    assert found == {"spec.stages[5].rewardModel": "this version of Plumbline cannot run kind rewardModel yet"}
-
-
 def changed(before: Plan, after: Plan) -> set[str]:
     return {name for name, value in after.fingerprints.items() if value != before.fingerprints[name]}
 

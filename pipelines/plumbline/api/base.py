@@ -102,8 +102,8 @@ class StageSpec(SpecModel):
     inputs: ClassVar[dict[str, Input]] = {}
     output: ClassVar[ArtifactType | None] = None
     """None: the block's own `produces` field says."""
-    program: ClassVar[str | None] = None
-    """Module whose `run(context, spec)` does the work. None: this version has no program for the kind."""
+    program: ClassVar[str]
+    """Module whose `run(context, spec)` does the work."""
     code_version: ClassVar[str] = "1"
     """Part of the fingerprint: raise it when the same spec and inputs would give another artifact."""
     names_inputs: ClassVar[bool] = False

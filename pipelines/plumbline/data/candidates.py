@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from plumbline.data.row import Form, Row
+from plumbline.data.row import COLUMNS, Form, Row
 from plumbline.data.rows import dataset_schema, to_row, working_schema
 
 BATCH_ROWS = 2000
@@ -31,7 +31,7 @@ class Candidates:
         self.form = form
         self.folder = folder
         self._path = folder / "rows.arrow"
-        self._names = ("part", "characters", "score", *(["label"] if form == "labels" else []), *facts)
+        self._names = ("part", "characters", "score", *(["label"] if "label" in COLUMNS[form] else []), *facts)
         self._chunks: dict[str, list[np.ndarray]] = {name: [] for name in self._names}
         self._writer: pa.ipc.RecordBatchFileWriter | None = None
         self._starts = [0]

@@ -12,6 +12,7 @@ REACHES: dict[Form, frozenset[Form]] = {
     "pairs": frozenset({"pairs", "rankings", "labels", "messages"}),
     "rankings": frozenset({"rankings", "pairs", "labels", "messages"}),
     "labels": frozenset({"labels", "messages"}),
+    "judgments": frozenset({"judgments", "labels", "messages"}),
     "text": frozenset({"text"}),
 }
 """Which forms rows of a form can be turned into."""
@@ -39,6 +40,8 @@ def reform(row: Row, form: Form) -> Iterator[Row]:
         yield row
     elif own == "rankings":
         yield from reform(_best_and_worst(row), form)
+    elif own == "judgments":
+        yield from reform(replace(row, content={name: row.content[name] for name in COLUMNS["labels"]}), form)
     elif own == "labels":
         if not row.content["label"]:
             raise Reject("labelled as bad", "label: false")

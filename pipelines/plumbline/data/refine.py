@@ -22,6 +22,7 @@ from plumbline.data.deduplication.near import near_duplicates
 from plumbline.data.deduplication.semantic import semantic_duplicates
 from plumbline.data.measured import Measure, Progress, gather
 from plumbline.data.preparation import BORDER, SEPARATOR
+from plumbline.data.row import COLUMNS
 from plumbline.errors import InvalidInput
 
 CLUSTERS_SHOWN = 5
@@ -107,7 +108,7 @@ def _against(candidates: Candidates, own: int, where: str) -> dict[str, Any]:
 def _kinds(candidates: Candidates, kept: np.ndarray) -> np.ndarray | None:
     """What rows that repeat each other must share beside their texts: of KTO's rows the label, since a prompt comes with a
     good answer and a bad one."""
-    return candidates.fact("label")[kept] if candidates.form == "labels" else None
+    return candidates.fact("label")[kept] if "label" in COLUMNS[candidates.form] else None
 
 
 def _repeats(

@@ -1,4 +1,4 @@
-"""One row on its way from a record to a dataset: content in one of five forms, and where it comes from. Pure."""
+"""One row on its way from a record to a dataset: content in one of six forms, and where it comes from. Pure."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict
 
-Form = Literal["messages", "pairs", "rankings", "labels", "text"]
+Form = Literal["messages", "pairs", "rankings", "labels", "judgments", "text"]
 """What rows hold, in the columns that TRL reads: a chat; a prompt with a chosen and a rejected answer; a prompt with scored
-answers; a prompt with one answer and whether it is good (KTO); plain text."""
+answers; a prompt with one answer and whether it is good (KTO), or that and a judgment in words (CUT); plain text."""
 
 COLUMNS: dict[Form, tuple[str, ...]] = {
     "messages": ("messages",),
     "pairs": ("prompt", "chosen", "rejected"),
     "rankings": ("prompt", "completions", "scores"),
     "labels": ("prompt", "completion", "label"),
+    "judgments": ("prompt", "completion", "label", "judgment"),
     "text": ("text",),
 }
 
@@ -28,7 +29,7 @@ class Message(TypedDict):
 
 Chat = list[Message]
 Content = dict[str, Any]
-"""Values of a form's columns: chats, lists of chats (`completions`), floats (`scores`), a bool (`label`), a string (`text`)."""
+"""Values of a form's columns: chats, lists of chats (`completions`), floats (`scores`), a bool (`label`), a string (`text`, `judgment`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ class Row:
         """Every text of the row, in order."""
         if "text" in self.content:
             return [self.content["text"]]
-        return [turn["content"] for chat in (self._shared(), *self._alternatives()) for turn in chat]
+        turns = [turn["content"] for chat in (self._shared(), *self._alternatives()) for turn in chat]
+        return [*turns, self.content["judgment"]] if "judgment" in self.content else turns
 
     def mapped(self, change: Callable[[str], str]) -> Content:
         """The content with every text changed."""
@@ -91,7 +93,7 @@ class Row:
 
         def value(name: str, old: Any) -> Any:
             match name:
-                case "text":
+                case "text" | "judgment":
                     return change(old)
                 case "completions":
                     return [chat(one) for one in old]

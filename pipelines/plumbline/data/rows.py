@@ -16,7 +16,13 @@ TABLE_CHARACTERS = 1 << 25
 """Of texts in a table, about: an Arrow array holds at most 2 GiB of them."""
 
 CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_TYPES = {"completions": pa.list_(CHAT), "scores": pa.list_(pa.float64()), "label": pa.bool_(), "text": pa.string()}
+_TYPES = {
+    "completions": pa.list_(CHAT),
+    "scores": pa.list_(pa.float64()),
+    "label": pa.bool_(),
+    "judgment": pa.string(),
+    "text": pa.string(),
+}
 PROVENANCE = [
     pa.field("source", pa.string()),  # which file
     pa.field("record", pa.int64()),  # its index there, from 0

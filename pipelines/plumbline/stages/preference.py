@@ -1,59 +1,89 @@
-"""`preference`: offline tuning on pairs (DPO), distributed by Ray Train."""
+"""`preference`: offline tuning on pairs, rankings, labelled or judged answers, distributed by Ray Train."""
 
 from __future__ import annotations
 
-import torch
+from functools import partial
 
 from plumbline.api.stages.preference import PreferenceSpec
 from plumbline.data.dataset import load_rows
+from plumbline.data.row import COLUMNS
 from plumbline.errors import InvalidInput
 from plumbline.models.load import load_tokenizer
 from plumbline.ray_environment import connect
 from plumbline.stage import StageContext
 from plumbline.training.batch import MicroBatch, Sequence, micro_batches
-from plumbline.training.encode import encode_chat
 from plumbline.training.engine import TrainEngine
 from plumbline.training.loop import ReportStep, train
 from plumbline.training.model import build_trainable
-from plumbline.training.objectives.dpo import dpo
+from plumbline.training.preferences import METHODS, Encoder, marking
+from plumbline.training.reference import LogProbs, reference_log_probs
 from plumbline.training.schedule import batch_indices, total_steps
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
+
+PER_STEP = ("pairs", "chosenTargets")
 
 
 def run(context: StageContext, spec: PreferenceSpec) -> None:
     """Train the adapter and hand it over as a Model."""
     connect()
     rows = context.inputs["dataset"][0].details["rows"]
-    tune(context, TrainingJob.of(context, spec, total_steps(rows, spec.batch_size, spec.epochs, spec.max_steps)), work)
+    steps = total_steps(rows, spec.batch_size, spec.epochs, spec.max_steps)
+    marker = spec.options().get("good_marker")
+    template = None if marker is None else partial(marking, marker=str(marker))
+    tune(context, TrainingJob.of(context, spec, steps), work, template)
 
 
 def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> None:
     """One worker: the same on Ray Train, under torchrun and alone."""
     spec = job.spec
-    tokenizer = load_tokenizer(job.reference)
-    rows = load_rows(job.dataset, "pairs").select(["prompt", "chosen", "rejected"]).to_pylist()
-    model = build_trainable(job.reference, spec, job.where)
-    engine = TrainEngine(model, spec.optimizer, world, spec.parallelism.sharding)
+    method = METHODS[spec.objective]
+    options = spec.options()
+    rows = load_rows(job.dataset, method.form).select(list(COLUMNS[method.form])).to_pylist()
+    encoder = Encoder(load_tokenizer(job.reference), spec.max_length)
+    engine = TrainEngine(build_trainable(job.reference, spec, job.where), spec.optimizer, world, spec.parallelism.sharding)
 
-    def pair(i: int) -> list[Sequence] | None:
-        """Chosen and rejected; None when one of them is too long."""
-        chats = [rows[i]["prompt"] + rows[i][side] for side in ("chosen", "rejected")]
-        both = [encode_chat(tokenizer, chat, spec.max_length + 1, "last") for chat in chats]
-        return both if all(len(s.ids) <= spec.max_length and s.targets for s in both) else None
+    def unit(i: int) -> list[Sequence] | None:
+        """The sequences of a row; None when one of them is too long."""
+        encoded = method.encode(encoder, rows, i, spec)
+        return encoded if encoder.fits(encoded) else None
+
+    def drawn(step: int) -> list[int]:
+        return batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)
 
     def batches(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
-        mine = batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)[world.rank :: world.size]
-        pairs = [encoded for i in mine if (encoded := pair(i)) is not None]
-        made = micro_batches(pairs, micro_batch_tokens=spec.micro_batch_tokens)
-        with engine.reference():
-            logps = engine.log_probs(made)
-        for batch, values in zip(made, logps, strict=True):
-            batch.per_sequence["reference"] = torch.zeros(batch.size).index_add(0, batch.sequence, values)
-        (left_out,) = world.totals(len(mine) - len(pairs))
+        mine = drawn(step)[world.rank :: world.size]
+        units = [(i, encoded) for i in mine if (encoded := unit(i)) is not None]
+        for place, (i, encoded) in enumerate(units):
+            for number, sequence in enumerate(encoded):
+                sequence.values["ranking"] = float(place)
+                if i in references:
+                    sequence.values["reference"] = references[i][number]
+        whole = dict(zip(PER_STEP, world.totals(len(units), sum(u[0].targets for _, u in units)), strict=True))
+        if method.baseline:
+            whole["kl"] = _divergence(engine, [[u.pop()] for _, u in units], spec.micro_batch_tokens)
+        made = micro_batches([u for _, u in units], micro_batch_tokens=spec.micro_batch_tokens)
+        for batch in made:
+            batch.per_step = whole
+        (left_out,) = world.totals(len(mine) - len(units))
         return [made], {"leftOut": left_out}
 
-    if not any(pair(i) for i in range(len(rows))):
-        raise InvalidInput(f"{job.where}.maxLength: no pair fits into {spec.max_length} tokens; raise it")
-    objective = dpo(spec.beta, spec.label_smoothing)
-    train(engine, batches, objective, job.steps, job.store, spec.checkpoint, spec.seed, report)
+    if not any(unit(i) for i in range(len(rows))):
+        raise InvalidInput(f"{job.where}.maxLength: no row fits into {spec.max_length} tokens; raise it")
+    references: LogProbs = {}
+    if method.reference or options.get("reference"):
+        every = (
+            range(len(rows)) if job.steps * spec.batch_size >= len(rows) else {i for s in range(job.steps) for i in drawn(s)}
+        )
+        references = reference_log_probs(engine, unit, sorted(every), spec.micro_batch_tokens, job.store)
+    train(engine, batches, method.loss(**options), job.steps, job.store, spec.checkpoint, spec.seed, report)
+
+
+def _divergence(engine: TrainEngine, unrelated: list[list[Sequence]], micro_batch_tokens: int) -> float:
+    """KTO's z0: mean log-ratio of answers to other prompts over all ranks, at least 0."""
+    total = 0.0
+    batches = micro_batches(unrelated, micro_batch_tokens=micro_batch_tokens)
+    for batch, logps in zip(batches, engine.log_probs(batches), strict=True):
+        total += float((batch.summed(logps) - batch.per_sequence["reference"]).sum())
+    ratio, count = engine.world.totals(total, len(unrelated))
+    return max(0.0, ratio / max(1.0, count))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,11 +18,13 @@ class Sequence:
         ids: tokens.
         trained: for each token, whether it is a target. The first token can never be one.
         values: numbers that the objective needs: a float for the sequence, or a list with one per target.
+        inputs: what the model reads in the place of `ids`, where it is not to see them all.
     """
 
     ids: list[int]
     trained: list[bool]
     values: dict[str, float | list[float]] = field(default_factory=dict)
+    inputs: list[int] | None = None
 
     @property
     def targets(self) -> int:
@@ -30,7 +32,9 @@ class Sequence:
 
     def cut(self, length: int) -> Sequence:
         """The first `length` tokens."""
-        return Sequence(self.ids[:length], self.trained[:length], self.values)
+        return replace(
+            self, ids=self.ids[:length], trained=self.trained[:length], inputs=self.inputs[:length] if self.inputs else None
+        )
 
 
 @dataclass
@@ -45,6 +49,7 @@ class MicroBatch:
         sequence: [N] which of the S sequences each target belongs to.
         size: S.
         per_sequence: name → [S];  per_target: name → [N].
+        per_step: numbers of the whole optimizer step over all ranks, which no micro-batch can know of itself.
     """
 
     input_ids: torch.Tensor
@@ -55,6 +60,19 @@ class MicroBatch:
     size: int
     per_sequence: dict[str, torch.Tensor] = field(default_factory=dict)
     per_target: dict[str, torch.Tensor] = field(default_factory=dict)
+    per_step: dict[str, float] = field(default_factory=dict)
+
+    def summed(self, logps: torch.Tensor) -> torch.Tensor:
+        """[S] sums of per-target numbers [N] over each sequence."""
+        return torch.zeros(self.size, dtype=logps.dtype, device=logps.device).index_add(0, self.sequence, logps)
+
+    def lengths(self) -> torch.Tensor:
+        """[S] numbers of targets, at least 1."""
+        return self.summed(torch.ones(len(self.sequence), device=self.sequence.device)).clamp(min=1)
+
+    def averaged(self, logps: torch.Tensor) -> torch.Tensor:
+        """[S] means of per-target numbers [N] over each sequence."""
+        return self.summed(logps) / self.lengths()
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`."""
@@ -63,6 +81,7 @@ class MicroBatch:
             self.size,
             {name: tensor.to(device) for name, tensor in self.per_sequence.items()},
             {name: tensor.to(device) for name, tensor in self.per_target.items()},
+            self.per_step,
         )
 
     @classmethod
@@ -141,7 +160,7 @@ def collate(rows: list[list[Sequence]]) -> MicroBatch:
         start = 0
         for sequence in row:
             length = len(sequence.ids)
-            input_ids[r, start : start + length] = torch.tensor(sequence.ids)
+            input_ids[r, start : start + length] = torch.tensor(sequence.inputs or sequence.ids)
             position_ids[r, start : start + length] = torch.arange(length)
             for t in range(1, length):
                 if sequence.trained[t]:

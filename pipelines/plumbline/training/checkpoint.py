@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 import torch
 from fsspec.implementations.local import LocalFileSystem
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from plumbline.artifacts import file_digest
 
@@ -94,6 +94,25 @@ class CheckpointStore:
     def load(self, step: int) -> Checkpoint:
         """The checkpoint after `step` steps."""
         return self._load(f"{self._root}/step-{step:08d}")
+
+    def save_tensors(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Keep what is computed once, beside the checkpoints."""
+        data = save(tensors)
+        path = f"{self._root}/{name}.tensors"  # its SHA-256, then safetensors
+        self._filesystem.makedirs(self._root, exist_ok=True)
+        self._filesystem.pipe_file(f"{path}.part", hashlib.sha256(data).digest() + data)
+        self._filesystem.mv(f"{path}.part", path)
+
+    def load_tensors(self, name: str) -> dict[str, torch.Tensor] | None:
+        """What `save_tensors` kept; None if there is nothing, or it is damaged."""
+        path = f"{self._root}/{name}.tensors"  # its SHA-256, then safetensors
+        if not self._filesystem.exists(path):
+            return None
+        content = self._filesystem.cat_file(path)
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            logger.warning("%s is damaged; computing it again", path)
+            return None
+        return load(content[32:])
 
     def _folders(self) -> list[str]:
         if not self._filesystem.exists(self._root):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 
 from safetensors.torch import save_file
 
@@ -14,10 +15,13 @@ from plumbline.training.checkpoint import Checkpoint
 from plumbline.training.embeddings import trained_embeddings
 
 
-def export_model(context: StageContext, reference: ModelReference, checkpoint: Checkpoint) -> None:
+def export_model(
+    context: StageContext, reference: ModelReference, checkpoint: Checkpoint, template: Callable[[str], str] | None = None
+) -> None:
     """Write `adapter/` (PEFT form), `embeddings.safetensors`, `tokenizer/` (with chat template) and `metrics.jsonl`.
 
-    Also fills the manifest. What was not trained is handed on as the input model has it, if it has it.
+    Also fills the manifest. What was not trained is handed on as the input model has it, if it has it; `template` changes its
+    chat template.
     """
     folder = context.output.folder
     before = reference.adapter_folder()
@@ -32,7 +36,10 @@ def export_model(context: StageContext, reference: ModelReference, checkpoint: C
     embeddings = trained_embeddings(checkpoint.parameters, reference)
     if embeddings is not None:
         embeddings.save(folder / EMBEDDINGS)
-    load_tokenizer(reference).save_pretrained(str(folder / "tokenizer"))
+    tokenizer = load_tokenizer(reference)
+    if template is not None:
+        tokenizer.chat_template = template(str(tokenizer.chat_template))
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in checkpoint.history))
     context.output.metrics.update(checkpoint.history[-1])
     context.output.details.update(

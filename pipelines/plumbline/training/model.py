@@ -17,6 +17,8 @@ from plumbline.models.load import load_base
 from plumbline.models.reference import ModelReference
 from plumbline.training.batch import MicroBatch, Sequence, collate
 from plumbline.training.embeddings import train_rows
+from plumbline.training.head import target_log_probs
+from plumbline.training.lora import fuse_lora
 
 
 class TargetLogProbs(nn.Module):
@@ -28,18 +30,21 @@ class TargetLogProbs(nn.Module):
     def __init__(self, peft_model: PeftModel) -> None:
         super().__init__()
         self.peft_model = peft_model
+        fuse_lora(peft_model)
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> torch.Tensor:
         """[N] log-probabilities, float32, of softmax(logits / temperature)."""
-        causal = self.peft_model.get_base_model()
+        head = self.peft_model.get_base_model().get_output_embeddings()
+        return target_log_probs(head, self.hidden(batch)[batch.predict_at], batch.targets, temperature)
+
+    def hidden(self, batch: MicroBatch) -> torch.Tensor:
+        """[R·T, H] last hidden states."""
+        decoder = self.peft_model.get_base_model().get_decoder()
         # Packed rows are kept apart only with no mask and no cache (transformers 5.23 then reads position_ids).
-        hidden = causal.get_decoder()(
+        states: torch.Tensor = decoder(
             input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=None, use_cache=False
         ).last_hidden_state
-        logits = causal.get_output_embeddings()(hidden.flatten(0, 1)[batch.predict_at]).float()
-        if temperature != 1.0:
-            logits = logits / temperature
-        return -nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+        return states.flatten(0, 1)
 
     def train_adapter(self) -> None:
         """Dropout on the adapter only: the frozen base stays the model that is served."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -10,7 +11,7 @@ from plumbline.artifacts import Artifact
 from plumbline.errors import PlumblineError
 from plumbline.models.reference import ModelReference
 from plumbline.stage import StageContext
-from plumbline.training.checkpoint import CheckpointStore
+from plumbline.training.checkpoint import Checkpoint, CheckpointStore
 from plumbline.training.export import export_model
 
 if TYPE_CHECKING:
@@ -49,19 +50,41 @@ class TrainingJob(Generic[Spec]):
         return CheckpointStore(self.checkpoints, self.spec.checkpoint.keep)
 
 
-def tune(context: StageContext, job: TrainingJob[Spec], worker: Worker) -> None:
-    """Run the workers until the last step's checkpoint is there, then hand it over as a Model."""
+def tune(
+    context: StageContext,
+    job: TrainingJob[Spec],
+    worker: Worker,
+    template: Callable[[str], str] | None = None,
+    leaves: str | None = None,
+) -> Checkpoint:
+    """Run the workers until the last step's checkpoint is there, then hand it over as a model.
+
+    Args:
+        context: of the stage.
+        job: what the workers work on.
+        worker: what they run.
+        template: change to the chat template.
+        leaves: name of tensors that workers keep after the last step.
+    """
     from plumbline.training.ray import launch
 
-    done = job.store.latest()
-    if done is None or done.step < job.steps:
+    def finished() -> Checkpoint | None:
+        done = job.store.latest()
+        whole = (
+            done is not None and done.step >= job.steps and (leaves is None or job.store.load_tensors(leaves) is not None)
+        )
+        return done if whole else None
+
+    done = finished()
+    if done is None:
         context.report.say("starting workers")
         launch(worker, job, job.spec.parallelism, context.checkpoints, context.report)
-        done = job.store.latest()
-    if done is None or done.step < job.steps:
+        done = finished()
+    if done is None:
         raise PlumblineError(
             f"the workers have finished, and their last checkpoint is not to be found at {job.checkpoints}; "
             "all nodes must reach one workspace"
         )
     context.report.say("writing the adapter")
-    export_model(context, job.reference, done)
+    export_model(context, job.reference, done, template)
+    return done

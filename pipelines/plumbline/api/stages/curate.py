@@ -40,6 +40,7 @@ class SourceSpec(SpecModel):
         "hh",
         "pairs",
         "rankings",
+        "judgments",
         "kto",
         "sharegpt",
         "messages",
@@ -52,7 +53,7 @@ class SourceSpec(SpecModel):
         "text",
     ] = "auto"
     """Record format. `auto` recognises it by the fields of the first 20 records. `pairs`: prompt/chosen/rejected;
-    `rankings`: UltraFeedback and ranked lists; `kto`: answers with a label; `completion`: prompt/completion."""
+    `rankings`: UltraFeedback and ranked lists; `kto`: answers with a label; `judgments`: with a critique too; `completion`: prompt/completion."""
     name: str | None = Field(default=None, max_length=100)
     """Name in the data card and in each row's provenance. Default: the last part of the URI."""
     licence: str | None = Field(default=None, min_length=1, max_length=100)
@@ -78,7 +79,7 @@ class CurateSpec(StageSpec):
     model_config = validated_by(
         (
             "!has(self.form) || (self.form in ['messages', 'text']) == (self.produces == 'Dataset')",
-            "a Dataset holds messages or text, a PreferenceDataset pairs, rankings or labels",
+            "a Dataset holds messages or text, a PreferenceDataset pairs, rankings, labels or judgments",
         ),
     )
 
@@ -92,9 +93,9 @@ class CurateSpec(StageSpec):
     """Where records come from, in order; the order decides which of two duplicates stays (the first)."""
     produces: Literal["Dataset", "PreferenceDataset"] = "Dataset"
     """`Dataset`: for supervised tuning. `PreferenceDataset`: for reward models and preference objectives."""
-    form: Literal["messages", "text", "pairs", "rankings", "labels"] | None = None
-    """What rows hold: chats or plain text; prompt/chosen/rejected, prompt/completions/scores or prompt/completion/label.
-    Default: `messages` or `pairs`."""
+    form: Literal["messages", "text", "pairs", "rankings", "labels", "judgments"] | None = None
+    """What rows hold: chats or plain text; prompt/chosen/rejected, prompt/completions/scores, prompt/completion/label, or the latter
+    with a judgment. Default: `messages` or `pairs`."""
     normalise: NormaliseSpec = NormaliseSpec()
     """Repairs."""
     max_characters: PositiveInt = 100_000
@@ -115,7 +116,7 @@ class CurateSpec(StageSpec):
     """How many read tasks run at once. Does not change the result."""
 
     @property
-    def rows_hold(self) -> Literal["messages", "text", "pairs", "rankings", "labels"]:
+    def rows_hold(self) -> Literal["messages", "text", "pairs", "rankings", "labels", "judgments"]:
         """The form of rows, with its default."""
         return self.form or ("messages" if self.produces == "Dataset" else "pairs")
 
@@ -154,7 +155,7 @@ class CurateSpec(StageSpec):
     def problems(self) -> list[tuple[str, str]]:
         found = []
         if self.form is not None and (self.form in ("messages", "text")) != (self.produces == "Dataset"):
-            accepted = "messages or text" if self.produces == "Dataset" else "pairs, rankings or labels"
+            accepted = "messages or text" if self.produces == "Dataset" else "pairs, rankings, labels or judgments"
             found.append(("form", f"'{self.form}' is not accepted with produces: {self.produces}; give {accepted}"))
         blocks: dict[str, NormaliseSpec | FiltersSpec | DeduplicateSpec | DecontaminateSpec] = {
             "normalise": self.normalise,

@@ -25,14 +25,24 @@ def convert(record: dict[str, Any]) -> Row:
     Raises:
         Reject: no verdict, an empty prompt or answer, an unknown role, roles that do not alternate.
     """
-    label = (_WORDS | _NUMBERS).get(_plain(record.get("label")))
-    if label is None:
-        raise Reject("no verdict", f"label: {record.get('label')!r}"[:40])
+    label = verdict(record)
     if "messages" in record:
         chat = build_chat(turns_of(record["messages"]))
         return Row({"prompt": chat[:-1], "completion": chat[-1:], "label": label})
     prompt = build_prompt(said_by("user", record.get("prompt")))
     return Row({"prompt": prompt, "completion": answer_turn(record.get("completion")), "label": label})
+
+
+def verdict(record: dict[str, Any]) -> bool:
+    """What `label` says.
+
+    Raises:
+        Reject: neither yes nor no.
+    """
+    label = (_WORDS | _NUMBERS).get(_plain(record.get("label")))
+    if label is None:
+        raise Reject("no verdict", f"label: {record.get('label')!r}"[:40])
+    return label
 
 
 def _plain(label: Any) -> str:

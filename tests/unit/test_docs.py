@@ -1,4 +1,4 @@
-"""`docs/data.md` speaks of the contract as it is: its examples are valid, and no field of the data stages is left out."""
+"""The pages in `docs/` speak of the contract as it is: examples are valid, no field of the data stages and no objective is left out."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any, get_args
 import pytest
 import yaml
 from pydantic import BaseModel
+from pydantic.alias_generators import to_camel
 
 from plumbline.api.stages.curate import CurateSpec, SourceSpec
 from plumbline.api.stages.extend_tokenizer import ExtendTokenizerSpec
+from plumbline.api.stages.preference import OPTIONS
 from plumbline.api.stages.synthesize import SynthesizeSpec
 from plumbline.data.formats import FORMATS
 from plumbline.run_file import load_run, validate_run
+from plumbline.training.preferences import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+PAGE, TRAINING = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("data", "training"))
+EXAMPLES, OF_TRAINING = (re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) for page in (PAGE, TRAINING))
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", EXAMPLES + OF_TRAINING)
 def test_examples_are_valid_stages(example: str) -> None:
     stages = yaml.safe_load(example)
     earlier = {"name": "before", "curate": {"sources": [{"uri": "x.jsonl"}]}}
@@ -63,3 +66,19 @@ def test_every_format_has_a_line_in_the_order_of_recognition() -> None:
     lines = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     named = get_args(SourceSpec.model_fields["format"].annotation)[1:]
     assert lines[1 : 1 + len(FORMATS)] == list(FORMATS) == list(named)
+
+
+def test_every_objective_has_a_line_with_what_it_reads_and_its_defaults() -> None:
+    table = TRAINING[TRAINING.index("| `objective` |") :]
+    lines = re.findall(r"^\| `(\w+)` \| (\w+) \|.*\| (.*?) \| .*? \|$", table, re.MULTILINE)
+    assert {name: form for name, form, _ in lines[1:] if name in METHODS} == {name: m.form for name, m in METHODS.items()}
+    for name, _, options in lines:
+        if name in OPTIONS:
+            said = dict(re.findall(r"`(\w+)` (true|false|[\d.]+)", options))
+            meant = {
+                to_camel(option): str(value).lower() for option, value in OPTIONS[name].items() if not isinstance(value, str)
+            }
+            assert {k: v.removesuffix(".0") for k, v in said.items()} == {
+                k: v.removesuffix(".0") for k, v in meant.items()
+            }, name
+            assert all(f"`{to_camel(option)}`" in options for option in OPTIONS[name]), name

@@ -1,0 +1,294 @@
+"""Training beside TRL, same models, data, batches and precision: `python benchmarks/training.py [--models small medium]`.
+
+LoRA (r 8 on all linear layers) on random Llama-shaped models of 4 and 25 million parameters, float32, one thread; chats of uneven
+length (log-normal). Each measurement is a process of its own, tools take turns. SFT and DPO; TRL in several of its settings, of which
+the best counts. Losses of both are compared step by step. Writes `benchmarks/results/training.json` and `.md`. Exit code 1 if a claim does not hold.
+
+TRL must be importable (it is a development dependency).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SHAPES = {"small": (4, 256, 8, 4), "medium": (8, 512, 8, 4)}
+VOCABULARY = 2048
+BATCH = 8
+RATE, BETA = 1e-3, 0.1
+OURS = ["plumbline", "plumbline, reference known"]
+REGROUPED = "length-grouped"
+"""A setting whose batches hold other rows than ours: shown, and not compared with."""
+PRECOMPUTED = "precomputed reference"
+"""Its reference pass is not counted in its time; ours is compared with TRL's plain setting, as is the one of ours that does not count it."""
+TRL: dict[str, dict[str, dict[str, Any]]] = {
+    "sft": {
+        "padded": {},
+        REGROUPED: {"train_sampling_strategy": "group_by_length"},
+        "packed": {"packing": True, "max_length": 1024, "per_device_train_batch_size": 1},  # about the tokens of a batch
+        "padded, chunked head": {"loss_type": "chunked_nll"},
+    },
+    "dpo": {
+        "padded": {},
+        PRECOMPUTED: {"precompute_ref_log_probs": True},
+    },
+}
+LIMITS = {"plumbline": {"sft small": 2.0, "sft medium": 1.8, "dpo small": 2.3, "dpo medium": 2.3}}
+LIMITS["plumbline, reference known"] = {"dpo small": 3.0, "dpo medium": 3.0}
+LOSS_TOLERANCE = 1e-3
+
+
+def model_and_rows(shape: str, task: str, steps: int) -> tuple[Any, Any, list[Any]]:
+    """A PEFT model, its tokenizer and chats (sft) or pairs (dpo), the same in every process."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(VOCABULARY - 4)} | {
+        "<s>": VOCABULARY - 4,
+        "</s>": VOCABULARY - 3,
+        "u": VOCABULARY - 2,
+        "a": VOCABULARY - 1,
+    }
+    raw = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}u {{ m.content }} a {% else %}{{ m.content }} </s> {% endif %}{% endfor %}"
+    layers, hidden, heads, kv = SHAPES[shape]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=hidden * 3, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv, max_position_embeddings=2048, tie_word_embeddings=False,
+        eos_token_id=VOCABULARY - 3, bos_token_id=VOCABULARY - 4, pad_token_id=VOCABULARY - 3,
+    )  # fmt: skip
+    base = LlamaForCausalLM(config)
+    adapter = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"))
+    draw = random.Random(1)
+
+    def text(mean: float) -> str:
+        return " ".join(f"w{draw.randrange(2000)}" for _ in range(max(2, min(600, int(draw.lognormvariate(mean, 0.8))))))
+
+    def turn(role: str, mean: float) -> list[dict[str, str]]:
+        return [{"role": role, "content": text(mean)}]
+
+    rows: list[Any] = []
+    for _ in range(BATCH * steps):
+        prompt = turn("user", 3.5)
+        if task == "sft":
+            rows.append(prompt + turn("assistant", 4.2))
+        else:
+            rows.append({"prompt": prompt, "chosen": turn("assistant", 4.0), "rejected": turn("assistant", 4.0)})
+    return adapter, tokenizer, rows
+
+
+def ours(model: Any, tokenizer: Any, rows: list[Any], task: str, steps: int) -> tuple[list[float], list[float]]:
+    """(seconds, loss) of each step, from chats: rendering and tokenizing included. DPO's reference pass comes first, as a step of its own."""
+    import torch
+
+    from plumbline.api.stages.training import OptimizerSpec
+    from plumbline.training.batch import Sequence, micro_batches
+    from plumbline.training.checkpoint import CheckpointStore
+    from plumbline.training.encode import encode_chat
+    from plumbline.training.engine import TrainEngine
+    from plumbline.training.model import TargetLogProbs
+    from plumbline.training.objectives.dpo import dpo
+    from plumbline.training.objectives.sft import sft
+    from plumbline.training.reference import reference_log_probs
+    from plumbline.training.world import World
+
+    spec = OptimizerSpec(learning_rate=RATE, schedule="constant", warmup_ratio=0.0)
+    engine = TrainEngine(TargetLogProbs(model), spec, World(0, 1, torch.device("cpu")), "replicate")
+    objective = sft if task == "sft" else dpo(BETA)
+
+    def unit(i: int) -> list[Sequence]:
+        if task == "sft":
+            return [encode_chat(tokenizer, rows[i], 2048)]
+        return [encode_chat(tokenizer, rows[i]["prompt"] + rows[i][side], 2048, "last") for side in ("chosen", "rejected")]
+
+    marks, losses = [time.perf_counter()], []
+    if task == "dpo":
+        store = CheckpointStore(tempfile.mkdtemp())
+        reference = reference_log_probs(engine, unit, list(range(len(rows))), 8192, store)
+        marks.append(time.perf_counter())
+    for step in range(steps):
+        units = {i: unit(i) for i in range(step * BATCH, (step + 1) * BATCH)}
+        if task == "dpo":
+            for i, sequences in units.items():
+                for sequence, value in zip(sequences, reference[i], strict=True):
+                    sequence.values["reference"] = value
+        losses.append(engine.step(micro_batches(units.values(), micro_batch_tokens=8192), objective, RATE)["loss"])
+        marks.append(time.perf_counter())
+    return [b - a for a, b in pairwise(marks)], losses
+
+
+def theirs(
+    model: Any, tokenizer: Any, rows: list[Any], task: str, steps: int, setting: dict[str, Any]
+) -> tuple[list[float], list[float]]:
+    """The same of TRL's trainer, in the order of the rows where the setting lets it."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    from plumbline.training.encode import encode_chat
+
+    marks: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            marks.append(time.perf_counter())
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            marks.append(time.perf_counter())
+
+    common = {
+        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "learning_rate": RATE,
+        "lr_scheduler_type": "constant", "warmup_steps": 0, "weight_decay": 0.0, "max_grad_norm": 1.0, "use_cpu": True, "bf16": False,
+        "logging_steps": 1, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False,
+        "train_sampling_strategy": "sequential", "dataloader_pin_memory": False, "max_length": 2048,
+    } | setting  # fmt: skip
+    if task == "sft":
+        encoded = [encode_chat(tokenizer, chat, 2048) for chat in rows]
+        data = [
+            {"input_ids": s.ids, "labels": [i if t else -100 for i, t in zip(s.ids, s.trained, strict=True)]}
+            for s in encoded
+        ]
+        trainer = SFTTrainer(
+            model=model, args=SFTConfig(**common), train_dataset=Dataset.from_list(data), processing_class=tokenizer
+        )
+    else:
+        trainer = DPOTrainer(
+            model=model,
+            args=DPOConfig(beta=BETA, **common),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+    trainer.add_callback(Clock())
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return [b - a for a, b in pairwise(marks)], losses
+
+
+def measure(tool: str, shape: str, task: str, steps: int) -> dict[str, Any]:
+    """In this process: tokens or pairs a second, memory above the model's and the libraries', losses."""
+    import torch
+    import trl.trainer.dpo_trainer
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    import plumbline.training.model  # noqa: F401
+
+    torch.set_num_threads(1)
+    model, tokenizer, rows = model_and_rows(shape, task, steps)
+    lengths = [sum(len(turn["content"].split()) + 2 for turn in row) if task == "sft" else 1 for row in rows]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if tool in OURS:
+        seconds, losses = ours(model, tokenizer, rows, task, steps)
+        if tool != OURS[0]:
+            seconds = seconds[1:]  # the reference's log-probabilities were there
+    else:
+        seconds, losses = theirs(model, tokenizer, rows, task, steps, TRL[task][tool])
+    return {
+        "unitsPerSecond": sum(lengths)
+        / sum(seconds),  # of the whole run: settings that regroup rows have long steps and short ones
+        "peakMegabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        "losses": losses,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--tasks", nargs="+", default=list(TRL), choices=list(TRL))
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        tool, shape, task = options.child
+        print("\n" + json.dumps(measure(tool, shape, task, options.steps)))
+        return 0
+
+    table: list[dict[str, Any]] = []
+    claims: list[tuple[bool, str]] = []
+    for task in options.tasks:
+        for shape in options.models:
+            mine = OURS if task == "dpo" else OURS[:1]
+            runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in (*mine, *TRL[task])}
+            for _ in range(options.repeats):
+                for tool, found in runs.items():
+                    found.append(_child(tool, shape, task, options.steps))
+            speed = {tool: statistics.median(one["unitsPerSecond"] for one in found) for tool, found in runs.items()}
+            memory = {tool: statistics.median(one["peakMegabytes"] for one in found) for tool, found in runs.items()}
+            for tool in runs:
+                table.append(
+                    {
+                        "task": task,
+                        "model": shape,
+                        "tool": tool,
+                        "unitsPerSecond": round(speed[tool], 1),
+                        "peakMegabytes": round(memory[tool]),
+                    }
+                )
+                print(table[-1], flush=True)
+            rivals = [tool for tool in TRL[task] if tool not in (REGROUPED, PRECOMPUTED)]
+            best = max(rivals, key=lambda tool: speed[tool])
+            for tool in mine:
+                ratio, limit = speed[tool] / speed[best], LIMITS[tool][f"{task} {shape}"]
+                claims.append(
+                    (
+                        ratio >= limit,
+                        f"{task} {shape}: {tool} is {ratio:.2f} times as fast as TRL, {best} (at least {limit})",
+                    )
+                )
+                least = min(memory[rival] for rival in rivals)
+                claims.append(
+                    (
+                        memory[tool] <= least,
+                        f"{task} {shape}: {tool} takes {memory[tool]:.0f} MB above the model, TRL's least {least:.0f}",
+                    )
+                )
+            pairs = zip(runs["plumbline"][0]["losses"], runs["padded"][0]["losses"], strict=True)
+            gap = max(abs(a - b) for a, b in pairs)
+            claims.append(
+                (
+                    gap <= LOSS_TOLERANCE,
+                    f"{task} {shape}: losses of {options.steps} steps differ by at most {gap:.2g} (allowed {LOSS_TOLERANCE})",
+                )
+            )
+    versions = {"processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()}
+    RESULTS.mkdir(exist_ok=True)
+    result = {"machine": versions, "table": table, "claims": [{"holds": holds, "claim": claim} for holds, claim in claims]}
+    (RESULTS / "training.json").write_text(json.dumps(result, indent=1) + "\n")
+    head = "| task | model | tool | tokens (sft) or pairs (dpo) per second | peak memory above the model, MB |\n|---|---|---|---|---|\n"
+    lines = "".join("| " + " | ".join(str(value) for value in row.values()) + " |\n" for row in table)
+    verdicts = "".join(f"- {'holds' if holds else 'DOES NOT HOLD'}: {claim}\n" for holds, claim in claims)
+    (RESULTS / "training.md").write_text(f"# LoRA training, one thread, float32\n\n{versions}\n\n{head}{lines}\n{verdicts}")
+    print(verdicts)
+    return 0 if all(holds for holds, _ in claims) else 1
+
+
+def _child(tool: str, shape: str, task: str, steps: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--steps", str(steps), "--child", tool, shape, task]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{tool} {shape} {task} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

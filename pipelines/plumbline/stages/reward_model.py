@@ -1,0 +1,81 @@
+"""`rewardModel`: a scalar head trained on comparisons, distributed by Ray Train."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import save_file
+
+from plumbline.api.stages.reward_model import RewardModelSpec
+from plumbline.data.dataset import load_rows
+from plumbline.data.row import COLUMNS
+from plumbline.errors import InvalidInput
+from plumbline.models.load import load_tokenizer
+from plumbline.ray_environment import connect
+from plumbline.stage import StageContext
+from plumbline.training.batch import MicroBatch, micro_batches
+from plumbline.training.engine import TrainEngine
+from plumbline.training.loop import ReportStep, train
+from plumbline.training.model import build_trainable
+from plumbline.training.objectives.bradley_terry import bradley_terry
+from plumbline.training.preferences import Encoder, Unit, pair_by_score, ranking
+from plumbline.training.reward_model import HEAD, HEAD_FILE, Rewards
+from plumbline.training.schedule import batch_indices, total_steps
+from plumbline.training.tuning import TrainingJob, tune
+from plumbline.training.world import World
+
+MEASURED = 1024  # comparisons from which mean and standard deviation are taken
+STATISTICS = "rewards"
+
+
+def run(context: StageContext, spec: RewardModelSpec) -> None:
+    """Train backbone adapter and head, and hand them over with the rewards' mean and standard deviation."""
+    connect()
+    rows = context.inputs["dataset"][0].details["rows"]
+    job = TrainingJob.of(context, spec, total_steps(rows, spec.batch_size, spec.epochs, spec.max_steps))
+    done = tune(context, job, work, leaves=STATISTICS)
+    save_file({HEAD: done.parameters[HEAD]}, context.output.folder / HEAD_FILE)
+    measured = job.store.load_tensors(STATISTICS) or {}
+    mean, std = (float(measured[name]) for name in ("mean", "std"))
+    context.output.details["reward"] = {"mean": mean, "std": std, "maxLength": spec.max_length}
+
+
+def work(job: TrainingJob[RewardModelSpec], world: World, report: ReportStep) -> None:
+    """One worker: the same on Ray Train, under torchrun and alone."""
+    spec = job.spec
+    rows = load_rows(job.dataset, spec.learn_from).select(list(COLUMNS[spec.learn_from])).to_pylist()
+    encoder = Encoder(load_tokenizer(job.reference), spec.max_length)
+    encode = pair_by_score if spec.learn_from == "pairs" else ranking
+    model = Rewards(build_trainable(job.reference, spec, job.where).peft_model, spec.seed)
+    engine = TrainEngine(model, spec.optimizer, world, spec.parallelism.sharding)
+
+    def unit(i: int) -> Unit | None:
+        """The answers of a row; None when one of them is too long."""
+        encoded = encode(encoder, rows[i])
+        return encoded if encoder.fits(encoded) else None
+
+    def layout(mine: list[int]) -> list[MicroBatch]:
+        units = [encoded for i in mine if (encoded := unit(i)) is not None]
+        for place, encoded in enumerate(units):
+            for sequence in encoded:
+                sequence.values["ranking"] = float(place)
+        return micro_batches(units, micro_batch_tokens=spec.micro_batch_tokens)
+
+    def batches(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
+        mine = batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)[world.rank :: world.size]
+        made = layout(mine)
+        (left_out,) = world.totals(sum(unit(i) is None for i in mine))
+        return [made], {"leftOut": left_out}
+
+    if not any(unit(i) for i in range(len(rows))):
+        raise InvalidInput(f"{job.where}.maxLength: no comparison fits into {spec.max_length} tokens; raise it")
+    train(
+        engine, batches, bradley_terry(spec.centering, spec.margin), job.steps, job.store, spec.checkpoint, spec.seed, report
+    )
+    rewards = torch.cat(
+        [torch.zeros(0), *engine.log_probs(layout(list(range(min(len(rows), MEASURED)))[world.rank :: world.size]))]
+    )
+    total, squares, count = world.totals(float(rewards.double().sum()), float((rewards.double() ** 2).sum()), len(rewards))
+    mean = total / count
+    if world.rank == 0:
+        std = max((squares / count - mean**2) ** 0.5, 1e-6)
+        job.store.save_tensors(STATISTICS, {"mean": torch.tensor(mean), "std": torch.tensor(std)})

@@ -1,0 +1,102 @@
+"""Reward models: a scalar head on a backbone with an adapter, trained on comparisons, handed over, and asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+
+from plumbline.data.row import Chat
+from plumbline.errors import InvalidInput
+from plumbline.models.load import load_base, load_tokenizer
+from plumbline.models.reference import ModelReference
+from plumbline.training.batch import MicroBatch, Sequence, micro_batches
+from plumbline.training.encode import encode_chat
+from plumbline.training.model import TargetLogProbs
+
+HEAD = "head.weight"
+HEAD_FILE = "head.safetensors"
+
+
+class Rewards(TargetLogProbs):
+    """Its forward returns the reward of every sequence: a linear function, without bias, of the hidden state at its last target.
+
+    That place is known from the mask, never from the padding token, which may be one that ends answers.
+    """
+
+    def __init__(self, peft_model: PeftModel, seed: int = 0) -> None:
+        super().__init__(peft_model)
+        size = peft_model.get_base_model().get_output_embeddings().weight.shape[1]
+        self.head = nn.Linear(size, 1, bias=False)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():  # std 1/(hidden + 1), as Stiennon et al. 2020 (arXiv 2009.01325)
+            self.head.weight.copy_(torch.randn(1, size, generator=generator) / (size + 1))
+
+    def forward(self, batch: MicroBatch, temperature: float = 1.0) -> torch.Tensor:
+        """[S] rewards, float32."""
+        before = torch.zeros(batch.size, dtype=torch.long, device=batch.predict_at.device)
+        before = before.scatter_reduce(0, batch.sequence, batch.predict_at, "amax", include_self=False)
+        rewards: torch.Tensor = self.head(self.hidden(batch)[before + 1].to(self.head.weight.dtype))[:, 0]
+        return rewards
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        return super().adapter_parameters() | {HEAD: self.head.weight}
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A finished reward model. Its rewards of the answers that it was trained on have mean 0 and standard deviation 1."""
+
+    model: Rewards
+    reference: ModelReference
+    mean: float
+    std: float
+    max_length: int
+
+    @classmethod
+    def load(cls, reference: ModelReference) -> RewardModel:
+        """The model of a RewardModel artifact, on the CPU.
+
+        Raises:
+            InvalidInput: the reference names something else.
+        """
+        artifact = reference.artifact()
+        if artifact is None or "reward" not in artifact.details:
+            raise InvalidInput(f"{reference.kind or reference.base} is no reward model; name a stage of kind rewardModel")
+        model = Rewards(PeftModel.from_pretrained(load_base(reference), reference.adapter_folder()))
+        model.head.load_state_dict({"weight": load_file(artifact.local() / HEAD_FILE)[HEAD]})
+        facts = artifact.details["reward"]
+        return cls(model.eval(), reference, facts["mean"], facts["std"], facts["maxLength"])
+
+    @torch.no_grad()
+    def score(self, chats: list[Chat], micro_batch_tokens: int = 8192) -> list[float]:
+        """The reward of each chat's last answer.
+
+        Raises:
+            InvalidInput: a chat is longer than the model was trained for.
+        """
+        tokenizer = load_tokenizer(self.reference)
+        sequences = [encode_chat(tokenizer, chat, self.max_length + 1, "last") for chat in chats]
+        for i, sequence in enumerate(sequences):
+            if len(sequence.ids) > self.max_length or not sequence.targets:
+                raise InvalidInput(
+                    f"chat {i} has more than the {self.max_length} tokens that the reward model was trained for"
+                )
+        raw = rewards_of(self.model, sequences, micro_batch_tokens)
+        return [(value - self.mean) / self.std for value in raw]
+
+
+def rewards_of(model: Rewards, sequences: list[Sequence], micro_batch_tokens: int) -> list[float]:
+    """Raw rewards, in order."""
+    device = model.head.weight.device
+    for place, sequence in enumerate(sequences):
+        sequence.values = {"place": float(place)}
+    found = [0.0] * len(sequences)
+    for batch in micro_batches([[s] for s in sequences], micro_batch_tokens=micro_batch_tokens):
+        rewards = model(batch.to(device)).tolist()
+        for place, value in zip(batch.per_sequence["place"].tolist(), rewards, strict=True):
+            found[int(place)] = value
+    return found

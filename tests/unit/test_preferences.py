@@ -1,0 +1,149 @@
+"""Every preference method on real rows: it learns what it is shown, is resumable, and refuses what it cannot read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plumbline.api.stages.preference import OPTIONS, PreferenceSpec
+from plumbline.api.stages.training import AdapterSpec, CheckpointSpec
+from plumbline.errors import InvalidInput
+from plumbline.external import TINY
+from plumbline.models.load import load_tokenizer
+from plumbline.models.reference import ModelReference
+from plumbline.stages.preference import work
+from plumbline.training.encode import encode_prompt
+from plumbline.training.preferences import METHODS, Encoder, marked, marking
+from plumbline.training.tuning import TrainingJob
+from plumbline.training.world import World
+from support.preferences import dataset, rows
+
+REFERENCE = ModelReference(TINY)
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def job(
+    tmp_path: Path, objective: str, steps: int = 12, form: str | None = None, **fields: Any
+) -> TrainingJob[PreferenceSpec]:
+    spec = PreferenceSpec.model_validate(
+        {
+            "objective": objective,
+            "batch_size": 8,
+            "adapter": AdapterSpec(rank=8),
+            "optimizer": {"learning_rate": 1e-2, "schedule": "constant", "warmup_ratio": 0.0},
+            "checkpoint": CheckpointSpec(every_steps=3),
+            "max_length": 128,
+            **fields,
+        }
+    )
+    data = dataset(tmp_path / f"data-{form or objective}", form or METHODS[objective].form)
+    return TrainingJob(REFERENCE, data, spec, steps, str(tmp_path / "checkpoints"), "spec.stages[1].preference")
+
+
+def history(training: TrainingJob[PreferenceSpec]) -> list[dict[str, float]]:
+    work(training, ALONE, lambda *_: None)
+    checkpoint = training.store.latest()
+    assert checkpoint is not None
+    return checkpoint.history
+
+
+@pytest.mark.parametrize("objective", OPTIONS)
+def test_every_objective_learns_its_rows(objective: str, tmp_path: Path) -> None:
+    rate = 2e-3 if objective == "ipo" else 1e-2  # squares of what other losses saturate in
+    fields = {"optimizer": {"learning_rate": rate, "schedule": "constant", "warmup_ratio": 0.0}}
+    seen = history(job(tmp_path, objective, **fields))
+    assert len(seen) == 12
+    assert sum(row["loss"] for row in seen[-3:]) < sum(row["loss"] for row in seen[:3])
+    if objective in {"dpo", "rpo", "ipo", "simpo", "cpo", "slic", "orpo", "rrhf", "pro"}:
+        assert seen[-1]["rewardAccuracy"] > 0.8
+    if objective in {"dpo", "kto", "rpo", "ipo"}:  # the first step's policy is its own reference
+        assert seen[0]["rewardChosen"] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "coh"])
+def test_interrupted_tuning_ends_bit_equal(objective: str, tmp_path: Path) -> None:
+    history(straight := job(tmp_path / "straight", objective, steps=8))
+    killed = job(tmp_path / "killed", objective, steps=8)
+
+    class Killed(BaseException):
+        pass
+
+    def die(step: int, total: int, metrics: dict[str, float]) -> None:
+        if step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        work(killed, ALONE, die)
+    history(killed)
+    ends = [one.store.latest() for one in (straight, killed)]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert ends[0].parameters.keys() == ends[1].parameters.keys()
+    assert all(torch.equal(ends[0].parameters[name], ends[1].parameters[name]) for name in ends[0].parameters)
+
+
+def test_damaged_reference_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    history(first := job(tmp_path, "dpo", steps=3))
+    (kept,) = (tmp_path / "checkpoints").glob("reference*")
+    good = kept.read_bytes()
+    kept.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    history(TrainingJob(**{**vars(first), "steps": 6}))
+    assert "damaged" in caplog.text
+    assert kept.read_bytes() == good
+
+
+def test_rows_of_another_form_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"holds labels, and rankings are needed here"):
+        history(job(tmp_path, "pro", form="labels"))
+
+
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"preference\.maxLength: no row fits into 4 tokens"):
+        history(job(tmp_path, "dpo", max_length=4))
+
+
+def test_ktos_baseline_is_of_other_prompts() -> None:
+    encoder = Encoder(load_tokenizer(REFERENCE), 128)
+    pair = rows("pairs", 2)
+    labelled = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in pair
+        for side in ("chosen", "rejected")
+    ]
+    spec = PreferenceSpec(objective="kto")
+    _, unrelated = METHODS["kto"].encode(encoder, labelled, 0, spec)
+    expected = encoder.answer(pair[0]["prompt"], pair[1]["chosen"])
+    assert unrelated.ids == expected.ids
+
+
+def test_hindsight_hides_earlier_tokens_from_the_model_only() -> None:
+    encoder = Encoder(load_tokenizer(REFERENCE), 256)
+    spec = PreferenceSpec(objective="coh", forget=0.5)
+    unit = METHODS["coh"].encode(encoder, rows("pairs", 3), 1, spec)
+    assert len(unit) == 2
+    for sequence in unit:
+        assert sequence.inputs is not None
+        differ = [a != b for a, b in zip(sequence.ids, sequence.inputs, strict=True)]
+        assert any(differ)
+        assert all(trained for trained, other in zip(sequence.trained, differ, strict=True) if other)
+    text = encoder.tokenizer.decode(unit[0].ids)
+    assert text.index("Give a bad answer.") < text.index("Give a good answer.")
+    whole = METHODS["coh"].encode(encoder, rows("pairs", 3), 1, PreferenceSpec(objective="coh", forget=0.0))
+    assert whole[0].inputs == whole[0].ids == unit[0].ids
+
+
+def test_the_models_template_asks_for_good_answers() -> None:
+    tokenizer = load_tokenizer(REFERENCE)
+    marker = 'Be "good" – don\'t {{ cheat }}, 好.'
+    chat = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ]
+    expected = encode_prompt(tokenizer, marked(chat, marker))  # type: ignore[arg-type]
+    tokenizer.chat_template = marking(str(tokenizer.chat_template), marker)
+    assert encode_prompt(tokenizer, chat) == expected

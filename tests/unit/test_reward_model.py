@@ -1,0 +1,117 @@
+"""Reward models: they learn which answers are better, score as they were trained, and say what they are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from plumbline.api.stages.reward_model import RewardModelSpec
+from plumbline.api.stages.training import AdapterSpec, CheckpointSpec
+from plumbline.errors import InvalidInput
+from plumbline.external import TINY
+from plumbline.models.load import load_tokenizer
+from plumbline.models.reference import ModelReference
+from plumbline.stages.reward_model import STATISTICS, work
+from plumbline.training.batch import collate
+from plumbline.training.encode import encode_chat
+from plumbline.training.model import build_trainable
+from plumbline.training.reward_model import HEAD, RewardModel, Rewards, rewards_of
+from plumbline.training.tuning import TrainingJob
+from plumbline.training.world import World
+from support.preferences import dataset, rows
+
+REFERENCE = ModelReference(TINY)
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def job(tmp_path: Path, learn_from: str = "pairs", steps: int = 12, **fields: object) -> TrainingJob[RewardModelSpec]:
+    spec = RewardModelSpec.model_validate(
+        {
+            "learn_from": learn_from,
+            "batch_size": 8,
+            "adapter": AdapterSpec(rank=8),
+            "optimizer": {"learning_rate": 3e-3, "schedule": "constant", "warmup_ratio": 0.0},
+            "checkpoint": CheckpointSpec(every_steps=3),
+            "max_length": 128,
+            **fields,
+        }
+    )
+    data = dataset(tmp_path / "data", learn_from)
+    return TrainingJob(REFERENCE, data, spec, steps, str(tmp_path / "checkpoints"), "spec.stages[1].rewardModel")
+
+
+@pytest.mark.parametrize("learn_from", ["pairs", "rankings"])
+def test_it_learns_which_answers_are_better(learn_from: str, tmp_path: Path) -> None:
+    training = job(tmp_path, learn_from, steps=30)
+    work(training, ALONE, lambda *_: None)
+    done = training.store.latest()
+    assert done is not None
+    assert done.history[-1]["rewardAccuracy"] > 0.9
+    assert done.history[-1]["loss"] < done.history[0]["loss"]
+
+    model = Rewards(build_trainable(REFERENCE, training.spec, "rewardModel").peft_model)
+    named = dict(model.adapter_parameters())
+    with torch.no_grad():
+        for name, tensor in done.parameters.items():
+            named[name].copy_(tensor)
+    measured = training.store.load_tensors(STATISTICS)
+    assert measured is not None
+    finished = RewardModel(model.eval(), REFERENCE, float(measured["mean"]), float(measured["std"]), 128)
+    seen = rows("pairs", 24)
+    good, bad = ([row["prompt"] + row[side] for row in seen] for side in ("chosen", "rejected"))
+    scores = torch.tensor([finished.score(good), finished.score(bad)])
+    assert (scores[0] > scores[1]).float().mean() > 0.9
+    if learn_from == "pairs":  # the very answers that were measured
+        assert scores.mean() == pytest.approx(0.0, abs=1e-3)
+        assert scores.std(correction=0) == pytest.approx(1.0, abs=1e-3)
+    with pytest.raises(InvalidInput, match=r"chat 0 has more than the 128 tokens"):
+        finished.score([[{"role": "user", "content": "x " * 200}, *good[0][1:]]])
+
+
+def test_a_score_does_not_depend_on_company_or_padding() -> None:
+    tokenizer = load_tokenizer(REFERENCE)
+    model = Rewards(build_trainable(REFERENCE, RewardModelSpec(max_length=128), "rewardModel").peft_model).eval()
+    seen = rows("pairs", 6)
+    sequences = [
+        encode_chat(tokenizer, row["prompt"] + row[side], 128, "last") for row in seen for side in ("chosen", "rejected")
+    ]
+    with torch.no_grad():
+        together = rewards_of(model, sequences, 4096)
+        alone = [float(model(collate([[sequence]]))) for sequence in sequences]
+        ended = []
+        for sequence in sequences:  # the head reads the last token that is an answer's
+            states = model.hidden(collate([[sequence]]))
+            last = max(i for i, trained in enumerate(sequence.trained) if trained)
+            ended.append(float(model.head(states[last])))
+    torch.testing.assert_close(torch.tensor(together), torch.tensor(alone), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(ended), torch.tensor(alone), atol=1e-6, rtol=1e-5)
+
+
+def test_interrupted_training_ends_bit_equal_with_the_same_statistics(tmp_path: Path) -> None:
+    straight, killed = (job(tmp_path / name, steps=7) for name in ("straight", "killed"))
+    work(straight, ALONE, lambda *_: None)
+
+    class Killed(BaseException):
+        pass
+
+    def die(step: int, total: int, metrics: dict[str, float]) -> None:
+        if step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        work(killed, ALONE, die)
+    work(killed, ALONE, lambda *_: None)
+    ends = [one.store.latest() for one in (straight, killed)]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert HEAD in ends[0].parameters
+    assert all(torch.equal(ends[0].parameters[name], ends[1].parameters[name]) for name in ends[0].parameters)
+    kept = [one.store.load_tensors(STATISTICS) for one in (straight, killed)]
+    assert kept[0] == kept[1]
+
+
+def test_comparisons_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"rewardModel\.maxLength: no comparison fits into 4 tokens"):
+        work(job(tmp_path, max_length=4), ALONE, lambda *_: None)
