@@ -129,7 +129,7 @@ def ours(model: Any, tokenizer: Any, rows: list[Any], task: str, steps: int) -> 
         units = {i: unit(i) for i in range(step * BATCH, (step + 1) * BATCH)}
         if task == "dpo":
             for i, sequences in units.items():
-                for sequence, value in zip(sequences, reference[i], strict=True):
+                for sequence, value in zip(sequences, reference[i].tolist(), strict=True):
                     sequence.values["reference"] = value
         losses.append(engine.step(micro_batches(units.values(), micro_batch_tokens=8192), objective, RATE)["loss"])
         marks.append(time.perf_counter())

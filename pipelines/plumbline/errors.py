@@ -106,6 +106,8 @@ def sentence(error: BaseException) -> tuple[str, int]:
 def complain(error: BaseException) -> int:
     """Say on standard error why a program ends, with the traceback where nobody foresaw it; returns the exit code."""
     words, code = sentence(error)
+    for cause in causes(error):
+        traceback.clear_frames(cause.__traceback__)  # closes files: removed ones still fill the disk that the log is on
     if plain_cause(error) is None:
         traceback.print_exception(error)
     print(f"error: {words}", file=sys.stderr, flush=True)

@@ -101,7 +101,7 @@ class Runner:
                 self.display.event(Event(node.name, f"{_end_words(code)}; attempt {attempt + 2} continues"))
                 self._start_ray()
                 continue
-            words = (_last_error(log) if code > 0 else None) or _end_words(code)
+            words = failure_words(code, log)
             self.display.failed(node.name, words)
             raise _failure(node, code, words, log)
 
@@ -169,7 +169,7 @@ class Runner:
             while (record := read_record(path)) is None:
                 code = process.poll()
                 if code is not None:
-                    words = (_last_error(log) if code > 0 else None) or _end_words(code)
+                    words = failure_words(code, log)
                     self.display.failed(node.name, words)
                     raise _failure(node, code, words, log)
                 time.sleep(POLL)
@@ -280,7 +280,12 @@ def _key_metrics(plan: Plan, stage: str) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
-def _last_error(log: Path) -> str | None:
-    """What the stage program said last after `error:` at the beginning of a line."""
+def failure_words(code: int, log: Path) -> str:
+    """Why a stage program failed: what it said last after `error:` at the beginning of a line, else how it ended."""
+    if code < 0:
+        return _end_words(code)
     found = re.split(r"^error: ", log.read_text(errors="replace"), flags=re.MULTILINE)
-    return found[-1].strip() if len(found) > 1 else None
+    if len(found) > 1:
+        return found[-1].strip()
+    # It says why, unless it cannot.
+    return f"{_end_words(code)} and said nothing; is there no space left at {log.parent}?"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from plumbline.data.candidates import Candidates
-from plumbline.data.card import Tally
+from plumbline.data.card import Tally, dropped_words
 from plumbline.data.card_page import render_html
 from plumbline.data.dataset import ROW_GROUP_ROWS, DatasetWriter
 from plumbline.data.measured import gather
@@ -137,6 +137,8 @@ def test_card_counts_everything_once_and_its_page_is_safe_and_whole(tmp_path: Pa
     assert len(card["examples"]["duplicate"]) == 5
     assert card["examples"]["duplicate"][0] == {"source": "s", "record": 1, "excerpt": "b / ok"}
     assert json.loads(json.dumps(card)) == card
+    assert dropped_words(card, "records") == "9 records dropped, most (8) as 'duplicate'"
+    assert dropped_words(empty_card(), "drafts") == "0 drafts dropped"
 
     page = Page()
     page.feed(render_html(card, "data"))

@@ -242,7 +242,7 @@ def scripted(*verdicts: Reply | str) -> Callable[[Sequence[Request]], list[Reply
 
 
 def test_judge_keeps_what_is_rated_high_and_counts_why_the_rest_is_dropped() -> None:
-    rows = [chat(f"Question {i}", f"Answer {i}") for i in range(6)]
+    rows = [chat(f"Question {i}", f"Answer {i}") for i in range(7)]
     verdicts = [
         "Good.\nRating: 5",
         "Fine.\nRating: 4.5",
@@ -250,6 +250,7 @@ def test_judge_keeps_what_is_rated_high_and_counts_why_the_rest_is_dropped() -> 
         "I cannot say.",
         Reply("Rating: 5\nbut then", "length"),
         Reply("", "", problem="token budget spent"),
+        Reply("Rating: 5", "content_filter"),
     ]
     kept = filter_by_rating(rows, RatingSpec(), JUDGE, scripted(*verdicts))
     assert [one.score for one in kept if isinstance(one, Row)] == [5.0, 4.5]
@@ -258,6 +259,7 @@ def test_judge_keeps_what_is_rated_high_and_counts_why_the_rest_is_dropped() -> 
         "unreadable verdict",
         "unreadable verdict",
         "not judged: token budget spent",
+        "not judged: withheld by the teacher's content filter",
     ]
 
 

@@ -613,3 +613,11 @@ def test_judged_answers() -> None:
     assert row_of("judgments", good, "messages").content == {"messages": [user("1 + 1?"), assistant("2")]}
     assert reason_of("judgments", JUDGED | {"judgment": " "}, "judgments") == "no judgment"
     assert reason_of("judgments", JUDGED | {"label": "perhaps"}, "judgments") == "no verdict"
+
+
+def test_what_is_judged_is_told_from_labels_and_classes() -> None:
+    answered = {"prompt": "1 + 1?", "completion": "2", "label": True}
+    assert choose("auto", [answered | {"feedback": ""}], "f:1", "labels").name == "kto"
+    assert choose("auto", [answered | {"feedback": "Right."}], "f:1", "judgments").name == "judgments"
+    classified = {"instruction": "1 + 1?", "output": "2", "label": "maths", "feedback": "Right."}
+    assert choose("auto", [classified], "f:1", "messages").name == "alpaca"

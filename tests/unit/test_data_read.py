@@ -27,10 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from plumbline.api.stages.curate import SourceSpec
+from plumbline.api.stages.curate import CurateSpec, SourceSpec
 from plumbline.builtin import skills
 from plumbline.data import inflate, json_stream, lines, rows, sources
 from plumbline.data import read as reading
+from plumbline.data.preparation import Preparation
 from plumbline.data.read import read_records, spans_of_file
 from plumbline.data.records import MAX_RECORD, Broken, Item
 from plumbline.data.row import Row
@@ -39,6 +40,7 @@ from plumbline.data.sources import check_unchanged, find_parts, read_part
 from plumbline.data.spans import spans_of
 from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.external import identity, stamp_of
+from plumbline.models.reference import ModelReference
 
 RECORDS = [{"instruction": f"Say {i}.", "output": f"{i} é"} for i in range(5)]
 LINES = [json.dumps(record) for record in RECORDS]
@@ -154,6 +156,13 @@ def test_broken_elements_of_an_array(tmp_path: Path) -> None:
         read(path)
     reasons = [value.reason if isinstance(value, Broken) else None for *_, value in read(path, "skip")]
     assert reasons == [None, "not an object", "invalid UTF-8", None]
+
+
+def test_where_all_lines_are_broken_the_first_is_shown(tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"holds no record, only broken ones: line 1: not an object: 41; give a file with at"
+    ):
+        read(write(tmp_path / "a.jsonl", "41\n42\n"), "skip")
 
 
 @pytest.mark.parametrize("bad_records", ["fail", "skip"])
@@ -392,6 +401,31 @@ def test_rejects_keep_an_excerpt_and_bad_text_does_not_stop_the_file(tmp_path: P
     assert (surrogate.reason, empty.reason) == ("invalid Unicode", "empty answer")
     assert surrogate.excerpt.encode()
     assert '"output": ""' in empty.excerpt
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"instruction": "%s jane.doe@acme-widgets.org", "output": ""}' % ("x" * 265),  # a record that is none
+        '{"instruction": "%s jane.doe@acme-widgets.org' % ("x" * 50),  # broken, and noted by its beginning
+        '["%s jane.doe@acme-widgets.org"]' % ("x" * 70),  # no object
+        '{"instruction": "Call\\n+49 30 901820 or\\t+49 30 901820", "output": ""}',  # escapes before numbers
+        '{"instruction": "Who?", "output": "I cannot help with that. %s jane.doe@acme-widgets.org"}' % ("x" * 125),
+        '{"instruction": "Who?", "output": "%s jane.doe@acme-widgets.org"}' % ("§" * 49),
+    ],
+)
+def test_examples_of_drops_show_no_half_of_personal_data(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path / "a.jsonl", f"{LINES[0]}\n{line}\n")
+    source = SourceSpec(uri=path, bad_records="skip")
+    filters = {"pii": {}, "symbols": {}, "refusals": {"drop": ["unsafe", "unable"]}}
+    spec = CurateSpec.model_validate({"sources": [{"uri": path}], "filters": filters})
+    _, parts = find_parts([source], None, 0, ["spec.sources[0]"])
+    preparation = Preparation(tuple(parts), 1, "messages", spec, "spec", ModelReference("builtin://tiny"))
+    _, dropped = [row for table in preparation.tables(0) for row in table.to_pylist()]
+    assert dropped["reason"]
+    for half in ("jan", "acme", "+49", "9018"):
+        assert half not in dropped["excerpt"]
+    assert "x" * 50 in dropped["excerpt"] or "[phone" in dropped["excerpt"] or "§" * 49 in dropped["excerpt"]
 
 
 def test_skills_parts_are_disjoint_and_need_no_file() -> None:
@@ -773,6 +807,10 @@ def test_spans_together_are_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(before.end == after.start for before, after in pairwise(spans))
     assert all(span.end - span.start >= target for span in spans[:-1])
     assert len(spans) > 1
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr("plumbline.data.spans.MIB", 1)
+    spans_of(str(path), path.stat().st_size, target, lambda done, total: told.append((done, total)))
+    assert told == [(span.end, path.stat().st_size) for span in spans]
     pieces = [item for span in spans for item in read_records(str(path), "skip", span=span)]
     assert pieces == whole
 
@@ -784,7 +822,7 @@ def test_parts_of_a_big_file_give_the_rows_that_one_part_gives(tmp_path: Path, m
     one = outcomes(source)
     for module in (sources, reading):
         monkeypatch.setattr(module, "SPAN_BYTES", 10_000)
-    monkeypatch.setattr(reading, "spans_of", lambda path, size: spans_of(path, size, 10_000))
+    monkeypatch.setattr(reading, "spans_of", lambda path, size, progress: spans_of(path, size, 10_000, progress))
     monkeypatch.setattr("plumbline.data.spans._CHUNK", 1000)
     _, parts = find_parts([source], None, 0, ["spec.sources[0]"])
     assert len(parts) > 5
@@ -802,7 +840,7 @@ def test_all_spans_are_read_in_the_format_of_the_file(tmp_path: Path, monkeypatc
     write(path, "\n".join(lines_of))
     for module in (sources, reading):
         monkeypatch.setattr(module, "SPAN_BYTES", 2000)
-    monkeypatch.setattr(reading, "spans_of", lambda path, size: spans_of(path, size, 2000))
+    monkeypatch.setattr(reading, "spans_of", lambda path, size, progress: spans_of(path, size, 2000, progress))
     monkeypatch.setattr("plumbline.data.spans._CHUNK", 300)
     found = outcomes(SourceSpec(uri=str(path)))
     assert {o.format for o in found} == {"alpaca"}
@@ -824,6 +862,11 @@ def test_row_groups_of_a_parquet_file_are_shared(tmp_path: Path, monkeypatch: py
     spans = spans_of_file(str(path), "line")
     items = [item for span in spans for item in read_records(str(path), "fail", span=span)]
     assert items == [(i, i + 1, value) for i, value in enumerate(values)]
+
+
+def test_white_space_before_csv_takes_no_time(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "\n" * 900_000 + "instruction,output\na,b\n")  # a quadratic search would take an hour
+    assert [value for _, _, value in read(path)] == [{"instruction": "a", "output": "b"}]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import gzip
 import json
 import random
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,25 @@ def test_windows_of_programs_are_equal_under_renaming_only() -> None:
     assert programs("Look:\n```py\nx = 1\n```\nand ```\ny = 2") == ["x = 1\n", "y = 2"]
     assert programs("What is a class? Define it.") == []
     assert programs("def f(x):\n  return x") == ["def f(x):\n  return x"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" + "\n" * 100_000 + "b", "`" * 100_000, '```\n"' + '\\"' * 50_000, "```\n" + "/*" * 50_000],
+    ids=["newlines", "backticks", "escapes", "comments"],
+)
+def test_programs_are_found_in_linear_time(text: str) -> None:
+    began = time.process_time()
+    found = [tokens(program) for program in programs(text)]
+    assert time.process_time() - began < 5  # a quadratic search takes from half a minute to many
+    assert all(found)
+
+
+def test_strings_of_a_program_are_one_token() -> None:
+    long = "word " * 200
+    assert tokens(f"x = '{long}' + \"it\\'s\" /* {long} */ + 'a' // don't") == [
+        *("x", "=", f'"{long}"', "+", '"it\\\'s"'), "/", "*", *long.split(), "*", "/", "+", '"a"', "/", "/", "don", "'", "t",
+    ]  # fmt: skip
 
 
 def test_the_result_does_not_depend_on_how_rows_are_grouped(maths: Index, gsm8k: list[str], alpaca: list[Row]) -> None:

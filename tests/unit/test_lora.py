@@ -86,6 +86,15 @@ def test_dropout_and_variants_are_pefts_own() -> None:
         assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("config", [{"lora_bias": True}, {"bias": "lora_only"}])
+def test_biases_that_are_trained(config: dict[str, Any]) -> None:
+    plain, fused = pair(**config)
+    assert any("bias" in name and p.requires_grad for name, p in fused.named_parameters())
+    x = torch.randn(4, 6)
+    for theirs, ours in zip(results(plain, x), results(fused, x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_several_adapters_at_once() -> None:
     plain, fused = pair()
     for model in (plain, fused):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from plumbline.external import TINY
 from plumbline.models.load import load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.stages.preference import work
+from plumbline.training.batch import Sequence
 from plumbline.training.encode import encode_prompt
-from plumbline.training.preferences import METHODS, Encoder, marked, marking
+from plumbline.training.preferences import METHODS, Encoder, marked, marking, unmarked
 from plumbline.training.tuning import TrainingJob
 from plumbline.training.world import World
-from support.preferences import dataset, rows
+from support.preferences import dataset, rows, say
+from support.ranks import run_ranks
 
 REFERENCE = ModelReference(TINY)
 ALONE = World(0, 1, torch.device("cpu"))
@@ -117,6 +120,60 @@ def test_ktos_baseline_is_of_other_prompts() -> None:
     _, unrelated = METHODS["kto"].encode(encoder, labelled, 0, spec)
     expected = encoder.answer(pair[0]["prompt"], pair[1]["chosen"])
     assert unrelated.ids == expected.ids
+    labelled[2]["completion"] = say("x " * 200)
+    own, unrelated = METHODS["kto"].encode(encoder, labelled, 0, spec)
+    assert encoder.fits([own, unrelated]), "a row is not left out for its neighbour's length"
+    assert len(unrelated.ids) == 128
+
+
+LATER = [*rows("pairs", 1)[0]["prompt"], *say("An earlier answer."), {"role": "user", "content": "And then?"}]
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_hindsight_teaches_the_two_answers_and_no_earlier_turn(side: int) -> None:
+    encoder = Encoder(load_tokenizer(REFERENCE), 512)
+    row = rows("pairs", 1)[0] | {"prompt": LATER}
+    sequence = METHODS["coh"].encode(encoder, [row], 0, PreferenceSpec(objective="coh", forget=1.0))[side]
+    answers = [row["rejected"], row["chosen"]][:: 1 - 2 * side]
+
+    def taught(one: Sequence) -> list[int]:
+        return [token for token, trained in zip(one.ids, one.trained, strict=True) if trained]
+
+    assert taught(sequence) == [token for answer in answers for token in taught(encoder.answer(LATER, answer))]
+
+
+def test_a_judgment_is_told_with_the_last_question_only() -> None:
+    encoder = Encoder(load_tokenizer(REFERENCE), 512)
+    row = rows("judgments", 1)[0] | {"prompt": LATER}
+    informed, plain = METHODS["cut"].encode(encoder, [row], 0, PreferenceSpec(objective="cut"))
+    told = [encoder.tokenizer.decode(sequence.ids).count("Judgment:") for sequence in (informed, plain)]
+    assert told == [1, 0]
+    before = encode_prompt(encoder.tokenizer, LATER[:1])
+    assert informed.ids[: len(before)] == before
+
+
+def test_references_are_shared_and_kept(tmp_path: Path) -> None:
+    """Two ranks, the second of which has no row of the last step; a resumed run on one rank reads what they left."""
+    training = job(tmp_path, "dpo", steps=3, batch_size=1)
+    run_ranks(_train, training)
+    kept = training.store.load_tensors("reference")
+    assert kept is not None
+    done = training.store.latest()
+    assert done is not None
+    assert done.history[0]["rewardChosen"] == pytest.approx(0.0, abs=1e-4)
+    alone = job(tmp_path / "alone", "dpo", steps=3, batch_size=1)
+    history(alone)
+    torch.testing.assert_close(kept, alone.store.load_tensors("reference"))
+    assert (kept["reference"] != 0).all(dim=1).sum() == 3, "only what is trained on"
+    path = next((tmp_path / "checkpoints").glob("reference*"))
+    before = path.read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000003")
+    assert len(history(training)) == 3
+    assert path.read_bytes() == before
+
+
+def _train(training: TrainingJob[PreferenceSpec]) -> None:
+    work(training, World.current(), lambda *_: None)
 
 
 def test_hindsight_hides_earlier_tokens_from_the_model_only() -> None:
@@ -145,5 +202,7 @@ def test_the_models_template_asks_for_good_answers() -> None:
         {"role": "user", "content": "three"},
     ]
     expected = encode_prompt(tokenizer, marked(chat, marker))  # type: ignore[arg-type]
-    tokenizer.chat_template = marking(str(tokenizer.chat_template), marker)
+    own = str(tokenizer.chat_template)
+    tokenizer.chat_template = marking(marking(own, "Another marker, of an earlier stage."), marker)
     assert encode_prompt(tokenizer, chat) == expected
+    assert unmarked(tokenizer.chat_template) == unmarked(own) == own

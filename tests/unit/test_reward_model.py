@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 
 from plumbline.api.stages.reward_model import RewardModelSpec
 from plumbline.api.stages.training import AdapterSpec, CheckpointSpec
+from plumbline.data.dataset import load_rows
+from plumbline.data.row import COLUMNS
 from plumbline.errors import InvalidInput
 from plumbline.external import TINY
 from plumbline.models.load import load_tokenizer
 from plumbline.models.reference import ModelReference
+from plumbline.stages import reward_model as stage
 from plumbline.stages.reward_model import STATISTICS, work
 from plumbline.training.batch import collate
 from plumbline.training.encode import encode_chat
@@ -21,6 +25,7 @@ from plumbline.training.reward_model import HEAD, RewardModel, Rewards, rewards_
 from plumbline.training.tuning import TrainingJob
 from plumbline.training.world import World
 from support.preferences import dataset, rows
+from support.ranks import run_ranks
 
 REFERENCE = ModelReference(TINY)
 ALONE = World(0, 1, torch.device("cpu"))
@@ -68,6 +73,8 @@ def test_it_learns_which_answers_are_better(learn_from: str, tmp_path: Path) -> 
         assert scores.std(correction=0) == pytest.approx(1.0, abs=1e-3)
     with pytest.raises(InvalidInput, match=r"chat 0 has more than the 128 tokens"):
         finished.score([[{"role": "user", "content": "x " * 200}, *good[0][1:]]])
+    with pytest.raises(InvalidInput, match=r"chat 1 does not end with an assistant turn"):
+        finished.score([good[0], good[0][:-1]])
 
 
 def test_a_score_does_not_depend_on_company_or_padding() -> None:
@@ -110,8 +117,47 @@ def test_interrupted_training_ends_bit_equal_with_the_same_statistics(tmp_path: 
     assert all(torch.equal(ends[0].parameters[name], ends[1].parameters[name]) for name in ends[0].parameters)
     kept = [one.store.load_tensors(STATISTICS) for one in (straight, killed)]
     assert kept[0] == kept[1]
+    (tmp_path / "killed" / "checkpoints" / f"{STATISTICS}.tensors").unlink()  # killed after the last checkpoint
+    work(killed, ALONE, lambda *_: None)
+    assert killed.store.load_tensors(STATISTICS) == kept[0]
+
+
+def test_rewards_are_measured_on_comparisons_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = job(tmp_path, steps=1)
+    table = load_rows(training.dataset, "pairs").select(list(COLUMNS["pairs"])).to_pylist()
+    for row in table[:20]:
+        row["prompt"] = [{"role": "user", "content": "x " * 200}]
+    monkeypatch.setattr(stage, "MEASURED", 4)
+    monkeypatch.setattr(stage, "load_rows", lambda *_: pa.Table.from_pylist(table))
+    work(training, ALONE, lambda *_: None)
+    kept = training.store.load_tensors(STATISTICS)
+    assert kept is not None
+    assert float(kept["std"]) > 1e-6
 
 
 def test_comparisons_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"rewardModel\.maxLength: no comparison fits into 4 tokens"):
         work(job(tmp_path, max_length=4), ALONE, lambda *_: None)
+
+
+def _train(training: TrainingJob[RewardModelSpec]) -> None:
+    work(training, World.current(), lambda *_: None)
+
+
+@pytest.mark.parametrize("sharding", ["fsdp2", "replicate"])
+def test_two_ranks_train_what_one_does(sharding: str, tmp_path: Path) -> None:
+    """One comparison a step: the second rank has none, and nothing of the head's single row either."""
+    fields = {"batch_size": 1, "parallelism": {"sharding": sharding}}
+    alone, together = (job(tmp_path / name, "rankings", steps=2, **fields) for name in ("alone", "together"))
+    work(alone, ALONE, lambda *_: None)
+    run_ranks(_train, together)
+    ends = [one.store.latest() for one in (alone, together)]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    for one, two in zip(ends[0].history, ends[1].history, strict=True):
+        assert {name: two[name] for name in ("loss", "gradNorm", "tokens")} == pytest.approx(
+            {name: one[name] for name in ("loss", "gradNorm", "tokens")}, rel=1e-2
+        )
+    torch.testing.assert_close(ends[1].parameters[HEAD], ends[0].parameters[HEAD], atol=1e-3, rtol=1e-2)
+    kept = [one.store.load_tensors(STATISTICS) for one in (alone, together)]
+    torch.testing.assert_close(kept[1], kept[0], atol=1e-2, rtol=1e-2)

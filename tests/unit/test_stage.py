@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from plumbline import errors
 from plumbline.api.base import ArtifactType
 from plumbline.api.run import AlignmentRun
 from plumbline.artifacts import MANIFEST
-from plumbline.errors import GateNotPassed, InvalidInput, PlumblineError, one_line, sentence
+from plumbline.errors import GateNotPassed, InvalidInput, PlumblineError, complain, one_line, sentence
 from plumbline.plan import Plan, make_plan
+from plumbline.runner import failure_words
 from plumbline.stage import main
 
 
@@ -229,6 +231,33 @@ def test_a_full_disk_is_told_through_what_was_wrapped_around_it(wrap: Callable[[
     words, code = sentence(wrap(OSError(28, "No space left on device", "/data/x")))
     assert words == "no space left on the device at /data/x; make room and run again, finished stages are kept"
     assert code == errors.EXIT_RETRYABLE
+
+
+def test_what_failed_holds_no_file_any_more_when_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A removed file that is still open fills the disk that the log is on."""
+    streams = []
+
+    def work() -> None:
+        stream = (tmp_path / "rows").open("wb")
+        streams.append(weakref.ref(stream))
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as error:
+        work()
+    assert complain(error.value) == errors.EXIT_RETRYABLE
+    assert streams[0]() is None
+    said = capsys.readouterr().err
+    assert "in work" in said
+    assert "error: no space left on the device" in said
+
+
+def test_the_driver_says_what_the_log_says_or_why_it_may_be_silent(tmp_path: Path) -> None:
+    log = tmp_path / "data.log"
+    log.write_text("error: earlier\nwords\nerror: last\n")
+    assert failure_words(1, log) == "last"
+    assert failure_words(-9, log) == "killed by SIGKILL (out of memory?)"
+    log.write_text("")
+    assert failure_words(1, log) == f"ended with exit code 1 and said nothing; is there no space left at {tmp_path}?"
 
 
 def test_other_errors_are_told_by_type_and_last_line() -> None:

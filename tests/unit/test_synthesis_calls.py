@@ -160,6 +160,13 @@ def test_passing_failures_are_tried_again(serve: Serve, tmp_path: Path, code: in
     assert len(teacher.bodies) == 4
 
 
+def test_tries_that_fail_are_told_in_the_log_but_not_each(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked(serve(fault=status(503, first=3)), [question("q")], tmp_path)
+    assert capsys.readouterr().out == "spec.teacher: HTTP 503: not now; trying again\n"
+
+
 @pytest.mark.parametrize("how", ["broken", "half", "slow"])
 def test_connections_that_break(serve: Serve, tmp_path: Path, how: str) -> None:
     def fault(request: web.Request, body: Body, times: int) -> web.StreamResponse | None:

@@ -20,7 +20,7 @@ from plumbline.data.synthesis.alpaca import tasks
 from plumbline.data.synthesis.answers import SYSTEM_PROMPTS
 from plumbline.data.synthesis.book import BARREN_ROUNDS, SURPLUS, Book
 from plumbline.data.synthesis.evol_instruct import OPERATIONS, differ
-from plumbline.data.synthesis.program import SPENT, Request, drive
+from plumbline.data.synthesis.program import SPENT, Request, drive, rating_of
 from plumbline.data.synthesis.screening import Screen
 from plumbline.data.synthesis.seeds import SeedRows
 from plumbline.data.synthesis.textbook import exercise
@@ -533,6 +533,18 @@ def test_a_judge_decides_and_cannot_be_talked_into_it() -> None:
     (row,) = kept(book)
     assert (row.answers, row.score) == (["Good."], 4.5)
     assert dropped(book) == {"unreadable verdict": 1}
+
+
+def test_failures_of_a_judge_are_told_from_the_teachers() -> None:
+    """Its own drops are counted as such, so that the data card does not blame the answers."""
+    for reply, reason in (
+        (Reply("HTTP 500", "", problem="the teacher failed"), "not judged: the teacher failed"),
+        (Reply("Good.\nRating: 5", "length"), "unreadable verdict"),
+        (Reply("", "stop"), "not judged: empty reply"),
+    ):
+        with pytest.raises(Reject) as raised:
+            rating_of(reply)
+        assert raised.value.reason == reason
 
 
 # all

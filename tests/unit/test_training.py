@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ from plumbline.training.objectives.grpo import group_advantages, grpo
 from plumbline.training.objectives.sft import sft
 from plumbline.training.schedule import batch_indices, learning_rate, total_steps
 from plumbline.training.world import World
+from support.ranks import run_ranks
 
 REFERENCE = ModelReference(TINY)
 ALONE = World(0, 1, torch.device("cpu"))
@@ -348,12 +346,10 @@ def test_equal_rewards_are_no_advantage_whatever_the_rounding() -> None:
     assert not group_advantages(torch.full((2, 8), 0.3), scale=True).any()
 
 
-def _rank(rank: int, size: int, port: int, sharding: str, folder: str) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+def _steps(sharding: str, file: str) -> None:
     world = World.current()
     units = [[s] for s in chats(20)]
-    mine = micro_batches(units[rank::size], micro_batch_tokens=64 if rank == 0 else 10**9)
+    mine = micro_batches(units[world.rank :: world.size], micro_batch_tokens=64 if world.rank == 0 else 10**9)
     engine = new_engine(world, sharding)
     metrics = engine.step(mine, sft, 1e-2)
     weights = engine.full_parameters()
@@ -367,27 +363,15 @@ def _rank(rank: int, size: int, port: int, sharding: str, folder: str) -> None:
     with head.reference():
         assert torch.allclose(head.log_probs(mine[:1])[0], start, atol=1e-6)
     assert not torch.allclose(head.log_probs(mine[:1])[0], start, atol=1e-3)
-    if rank == 0:
-        torch.save(
-            {"metrics": metrics, "again": again, "weights": torch.cat([w.flatten() for w in weights.values()])}, folder
-        )
-    torch.distributed.destroy_process_group()
+    if world.rank == 0:
+        torch.save({"metrics": metrics, "again": again, "weights": torch.cat([w.flatten() for w in weights.values()])}, file)
 
 
 @pytest.mark.parametrize("sharding", ["fsdp2", "replicate"])
 def test_two_ranks_give_the_step_of_one(sharding: str, tmp_path: Path) -> None:
     """Ranks with different numbers of micro-batches, under plain torch.distributed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
     out = str(tmp_path / "rank0.pt")
-    ranks = [context.Process(target=_rank, args=(r, 2, port, sharding, out)) for r in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        assert process.exitcode == 0
+    run_ranks(_steps, sharding, out)
     found = torch.load(out, weights_only=True)
     engine = new_engine()
     units = [[s] for s in chats(20)]

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from plumbline.data.records import EXCERPT
 from plumbline.data.row import COLUMNS, Form
 from plumbline.data.rows import CHAT, to_row
 from plumbline.data.sources import Origin
 
 EXAMPLES = 5
-EXCERPT = 300
 TABLE_LINES = 40
 """Lines of a table of the card; what is rarer is summed up as `other`."""
 
@@ -123,6 +123,20 @@ class Tally:
 def _counts(values: pa.Array | pa.ChunkedArray) -> dict[str, int]:
     """Value → count; nulls are left out."""
     return {one["values"]: one["counts"] for one in pc.value_counts(values).to_pylist() if one["values"] is not None}
+
+
+def dropped_words(card: dict[str, Any], what: str) -> str:
+    """How many were dropped and what for most, as `19 drafts dropped, most (12) as 'empty reply'`.
+
+    Args:
+        card: of `Tally.card`.
+        what: records or drafts.
+    """
+    words = f"{card['records'] - card['rows']:,} {what} dropped"
+    if not card["dropped"]:
+        return words
+    reason, count = next(iter(card["dropped"].items()))
+    return f"{words}, most ({count:,}) as '{reason}'"
 
 
 def _dropped(fates: Counter[str | None]) -> dict[str, int]:

@@ -172,7 +172,7 @@ class _Text:
 
     def broken(self, why: str) -> InvalidInput:
         """The error for the position."""
-        near = excerpt(self._text[self._position : self._position + 200]) or "the end of the file"
+        near = excerpt(self._text[self._position : self._position + 200], 80) or "the end of the file"
         return InvalidInput(
             f"{self._shown}:{self.line}: broken JSON ({why}) near: {near}; what comes after it cannot be read: "
             "repair the file, or write one object a line"

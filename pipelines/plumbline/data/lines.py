@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
-from plumbline.data.records import JSON, MAX_RECORD, Broken, Item, excerpt, plain
+from plumbline.data.records import JSON, LONG_EXCERPT, MAX_RECORD, Broken, Item, excerpt, plain
 from plumbline.errors import InvalidInput
 
 TextUnit = Literal["line", "paragraph", "document"]
@@ -26,12 +26,12 @@ def bounded_lines(stream: Stream, offset: int = 0) -> Iterator[tuple[int, bytes 
     while line := stream.readline(MAX_RECORD + 1):
         length = len(line)
         if length > MAX_RECORD and not line.endswith(b"\n"):
-            start = line[:400]
+            start = line[:LONG_EXCERPT]
             del line
             while (rest := stream.readline(_SKIP)) and not rest.endswith(b"\n"):
                 length += len(rest)
             length += len(rest)
-            shown = excerpt(start.decode(errors="replace"), 40)
+            shown = excerpt(start.decode(errors="replace"))
             yield offset, Broken("line too long", f"{length:,} bytes, of at most {MAX_RECORD:,}: {shown}")
         else:
             yield offset, line

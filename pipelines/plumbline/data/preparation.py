@@ -16,17 +16,18 @@ from plumbline.data.filters import BatchFilter, RowFilter, make_batch_filters, m
 from plumbline.data.filters.pii import check_pii
 from plumbline.data.filters.programming import PROGRAMMING, mark_programming
 from plumbline.data.normalise import KEY_BYTES, Count, make_normaliser, row_key
+from plumbline.data.records import EXCERPT, LONG_EXCERPT
 from plumbline.data.row import Chat, Form, Reject, Row
 from plumbline.data.rows import TABLE_ROWS, Annotation, Outcome, tabulate, working_schema
-from plumbline.data.sources import EXCERPT, Part, read_part
+from plumbline.data.sources import Part, read_part
 from plumbline.models.reference import ModelReference
 
 SEPARATOR = "\n"
 """Between the texts of a row that are compared as one."""
 BORDER = "border"
 """Column of a second set of MinHash bands, which few rows have; see `border_hashes`."""
-MASKED = 20
-"""Excerpts are looked through for personal data up to so many times their length, so that none is cut in two."""
+DETAIL = 160
+"""Most characters of an excerpt that say what exactly was wrong; the row's beginning follows."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,12 @@ class Preparation:
         """
         yield from tabulate(self._outcomes(ordinal), self.form, ordinal, self.annotations)
 
-    def _masked(self, text: str) -> str:
+    def _masked(self, text: str, length: int = EXCERPT) -> str:
         """An excerpt for the data card: what `filters.pii` keeps out of rows has no place there either."""
-        row = Row({"text": text[: MASKED * EXCERPT].encode(errors="replace").decode()})
+        row = Row({"text": text[:LONG_EXCERPT].encode(errors="replace").decode()})
         for _, apply in self._redaction():
             row = apply(row)
-        return row.texts[0][:EXCERPT]
+        return row.texts[0][:length]
 
     def _redaction(self) -> list[tuple[str, RowFilter]]:
         """What takes out everything that `filters.pii` keeps out of rows, and drops none."""
@@ -117,7 +118,8 @@ class Preparation:
 
     def _dropped(self, outcome: Outcome, reject: Reject, row: Row, by: str) -> Outcome:
         text = " / ".join(row.texts)
-        excerpt = self._masked(f"{reject.detail}; {text}" if reject.detail else text)
+        detail = f"{self._masked(reject.detail, DETAIL)}; " if reject.detail else ""
+        excerpt = f"{detail}{self._masked(text)}"[:EXCERPT]
         return replace(outcome, row=None, reason=reject.reason, dropped_by=by, excerpt=excerpt)
 
     def _outcomes(self, ordinal: int) -> Iterator[Outcome]:

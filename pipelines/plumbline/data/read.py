@@ -19,7 +19,8 @@ from plumbline.data.inflate import Damaged, Inflated
 from plumbline.data.json_stream import LISTS, Shape, elements
 from plumbline.data.kinds import HEAD, PARQUET, check_kind, compression, looks_like
 from plumbline.data.lines import Stream, TextUnit, csv_rows, json_lines, text_units
-from plumbline.data.records import Broken, Item, plain
+from plumbline.data.measured import Progress
+from plumbline.data.records import Broken, Item, excerpt, plain
 from plumbline.data.spans import SPAN_BYTES, Span, Window, spans_of
 from plumbline.errors import InvalidInput, PlumblineError, one_line
 from plumbline.external import Stamp, stamp_of
@@ -29,6 +30,7 @@ Container = Literal["JSON", "CSV", "text", "Parquet"]
 BOM = b"\xef\xbb\xbf"
 BUFFER = 1 << 20
 PARQUET_ROWS = 1000
+SHOWN = 160  # characters of a broken line in a message
 
 _ACCEPTED: dict[Container, str] = {
     "JSON": "one JSON object a line is accepted",
@@ -39,7 +41,7 @@ _ACCEPTED: dict[Container, str] = {
 _COMPRESSED = re.compile(r"\.(gz|gzip|zst|zstd)$", re.IGNORECASE)
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _TEXT = frozenset({".txt", ".text"})
-_JSON = re.compile(rb'\s*\[?\s*\{\s*"')
+_JSON = re.compile(rb'\s*(?:\[\s*)?\{\s*"')
 _LISTED = re.compile(
     rb'\s*\{\s*(?:"[^"\\]*"\s*:\s*(?:"(?:[^"\\]|\\.)*+"|[-+.\w]+)\s*,\s*)*+"(?:%s)"\s*:\s*\[\s*\{' % "|".join(LISTS).encode()
 )
@@ -71,7 +73,7 @@ def read_records(
         PlumblineError: the file cannot be reached now, or is another than it was when the work (or reading) began.
     """
     shown = shown or path
-    found = False
+    found, first = False, ""
     with _opened(path, shown, stamp) as stream:
         container, guess, items = _items(stream, path, shown, text_unit, span)
         for index, line, value in items:
@@ -80,13 +82,16 @@ def read_records(
                     f"it looks like {guess}" if guess and not found else "set badRecords: skip to drop and count such lines"
                 )
                 raise InvalidInput(
-                    f"{shown}:{line}: {value.reason}: {value.excerpt or '(nothing)'}; {_ACCEPTED[container]}; {hint}"
+                    f"{shown}:{line}: {value.reason}: {excerpt(value.excerpt, SHOWN) or '(nothing)'}; {_ACCEPTED[container]}; {hint}"
                 )
-            found = found or not isinstance(value, Broken)
+            if not isinstance(value, Broken):
+                found = True
+            elif not first:
+                first = f", only broken ones: line {line}: {value.reason}: {excerpt(value.excerpt, SHOWN) or '(nothing)'}"
             yield index, line, value
     if not found and span is None:
         hint = f"it looks like {guess}" if guess else "give a file with at least one, or leave it out of the sources"
-        raise InvalidInput(f"{shown} holds no record; {hint}")
+        raise InvalidInput(f"{shown} holds no record{first}; {hint}")
 
 
 @contextmanager
@@ -141,10 +146,15 @@ def _check_unchanged(path: str, shown: str, before: Stamp) -> None:
         )
 
 
-def spans_of_file(path: str, text_unit: TextUnit) -> list[Span]:
+def spans_of_file(path: str, text_unit: TextUnit, progress: Progress = lambda done, total: None) -> list[Span]:
     """Spans by which tasks can share a file; none where it is neither plain lines nor Parquet, or too small to be worth it.
 
     CSV is never shared: a quote that stands alone would shift what a row is in all later spans.
+
+    Args:
+        path: local path or fsspec URI.
+        text_unit: what a record of a text file is.
+        progress: see `spans_of`.
 
     Raises:
         InvalidInput: Parquet whose footer cannot be read.
@@ -163,7 +173,7 @@ def spans_of_file(path: str, text_unit: TextUnit) -> list[Span]:
         lines = container == "text" and text_unit == "line" and compression(head) is None
         if not lines and (container != "JSON" or _shape(head) is not None or not _JSON.match(head.removeprefix(BOM))):
             return []
-    return spans_of(path, size)
+    return spans_of(path, size, progress=progress)
 
 
 def container_of(path: str, head: bytes) -> Container:

@@ -10,9 +10,15 @@ MAX_RECORD = 64 << 20
 """Bytes of one record (a line, an element, a document). Longer ones are refused without being held in memory."""
 
 
+EXCERPT = 300
+"""Characters of a drop's example in the data card."""
+LONG_EXCERPT = 20 * EXCERPT
+"""As many are kept until personal data are masked, so that no value is cut in two before it is recognised."""
+
+
 @dataclass(frozen=True)
 class Broken:
-    """A line that holds no record: why, and how it begins."""
+    """A line that holds no record: why, and how it begins (up to `LONG_EXCERPT`)."""
 
     reason: str
     excerpt: str
@@ -30,7 +36,7 @@ def plain(error: BaseException) -> str:
     return str(error).splitlines()[0].split(": line ")[0] if str(error) else type(error).__name__
 
 
-def excerpt(text: str, length: int = 80) -> str:
+def excerpt(text: str, length: int = LONG_EXCERPT) -> str:
     """The beginning of a text in one line."""
     line = " ".join(text[: 2 * length].encode(errors="replace").decode().split())
     return line if len(line) <= length else line[:length] + "…"

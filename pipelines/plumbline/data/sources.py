@@ -21,20 +21,22 @@ from plumbline.data.dataset import part_uris
 from plumbline.data.formats import SAMPLE, Format, choose
 from plumbline.data.formats.options import Options
 from plumbline.data.forms import reform
+from plumbline.data.measured import Progress
 from plumbline.data.normalise import clean
 from plumbline.data.read import read_records, spans_of_file
-from plumbline.data.records import Broken, Item
+from plumbline.data.records import EXCERPT, LONG_EXCERPT, Broken, Item
 from plumbline.data.row import Chat, Form, Reject, Row
 from plumbline.data.rows import Outcome, to_row
 from plumbline.data.spans import SPAN_BYTES, Span
 from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.external import SKILLS, Stamp, expand, identity, reaching, stamp_of
 
-EXCERPT = 300
 STATED = ("record_id", "licence", "language", "category", "teacher")
 """What a row holds in a record's own words, and so whatever its writer put there."""
 ID_FIELDS = ("id", "record_id", "prompt_id", "message_id", "uid", "idx")
 
+# Control characters as JSON writes them: in `\n+49 30 …` the number would seem to be a part of a word.
+_ESCAPED = re.compile(r"\\(?:[bfnrt]|u00[01][0-9a-f])", re.IGNORECASE)
 _ABOUT = re.compile(
     r"(readme|licen[cs]e|notice|citation)(\.(txt|rst|cff))?|.*\.md|_success|_(common_)?metadata", re.IGNORECASE
 )
@@ -109,6 +111,7 @@ def find_parts(
     seed: int,
     paths: Sequence[str],
     identities: Mapping[str, str] | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[list[Origin], list[Part]]:
     """What there is to read, in source order.
 
@@ -121,6 +124,7 @@ def find_parts(
         seed: of generated sources.
         paths: field path of each source, for messages.
         identities: by URI, as planned: data sets of the hub are read at the commit that was planned.
+        progress: told how many MiB of a big file's lines are counted, of how many.
 
     Raises:
         InvalidInput: a source matches no file, or has no such split.
@@ -140,7 +144,9 @@ def find_parts(
             parts.append(Skills(origin, name, source.limit or SKILLS_COUNT, split, seed, path))
             continue
         files = _files(source, name, path, (identities or {}).get(source.uri))
-        groups = [tuple(files)] if source.limit else [(piece,) for file in files for piece in _pieces(file, source)]
+        groups = (
+            [tuple(files)] if source.limit else [(piece,) for file in files for piece in _pieces(file, source, progress)]
+        )
         parts += [Files(origin, group, source) for group in groups]
     return origins, parts
 
@@ -206,11 +212,11 @@ def hub_files(uri: str, split: str, where: str, planned: str | None) -> list[str
         return hub.dataset_files(fsspec.filesystem("hf"), named, split, prefix)
 
 
-def _pieces(file: File, source: SourceSpec) -> list[File]:
+def _pieces(file: File, source: SourceSpec, progress: Progress) -> list[File]:
     """The file, or spans of it."""
     if file.stamp is None or file.stamp.size < 2 * SPAN_BYTES:
         return [file]
-    return [replace(file, span=span) for span in spans_of_file(file.path, source.text_unit)] or [file]
+    return [replace(file, span=span) for span in spans_of_file(file.path, source.text_unit, progress)] or [file]
 
 
 def _unique(name: str, taken: list[str]) -> str:
@@ -258,7 +264,7 @@ def _from_files(part: Files, form: Form) -> Iterator[Outcome]:
         for index, line, value in chain(head, items):
             left = None if left is None else left - 1
             if isinstance(value, Broken):
-                yield Outcome(file.name, index, reason=value.reason, excerpt=f"line {line}: {value.excerpt}")
+                yield Outcome(file.name, index, reason=value.reason, excerpt=_excerpt(f"line {line}: {value.excerpt}"))
             else:
                 # Where the head has only broken lines, the first record decides.
                 format = format or choose(source.format, [value], f"{file.path}:{line}", form)
@@ -303,8 +309,11 @@ def _convert(
 def _rejected(reject: Reject, record: dict[str, Any], format: Format, source: str, index: int) -> Outcome:
     text = json.dumps(record, default=str, ensure_ascii=False)
     shown = f"{reject.detail}; {text}" if reject.detail else text
-    excerpt = shown[:EXCERPT].encode(errors="replace").decode()
-    return Outcome(source, index, format.name, reason=reject.reason, excerpt=excerpt)
+    return Outcome(source, index, format.name, reason=reject.reason, excerpt=_excerpt(shown))
+
+
+def _excerpt(text: str) -> str:
+    return _ESCAPED.sub(" ", text[:LONG_EXCERPT]).encode(errors="replace").decode()
 
 
 def _own(record: dict[str, Any], names: tuple[str, ...]) -> str | None:

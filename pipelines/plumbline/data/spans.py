@@ -9,8 +9,11 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
+from plumbline.data.measured import Progress
+
 SPAN_BYTES = 64 << 20
 """Size of a span: some seconds of work, so that tasks end evenly and starting one costs nothing in comparison."""
+MIB = 1 << 20
 _CHUNK = 4 << 20
 
 
@@ -43,7 +46,7 @@ class Window(io.RawIOBase):
         return len(data)
 
 
-def spans_of(path: str, size: int, target: int = SPAN_BYTES) -> list[Span]:
+def spans_of(path: str, size: int, target: int = SPAN_BYTES, progress: Progress = lambda done, total: None) -> list[Span]:
     """Spans of about `target` bytes that together are the file; a file of fewer than two is one span.
 
     The file is read once, to count lines: so every record has its true line number, whoever reads it.
@@ -52,11 +55,16 @@ def spans_of(path: str, size: int, target: int = SPAN_BYTES) -> list[Span]:
         path: a file of lines (JSON lines, or text by lines), not compressed; local path or fsspec URI.
         size: its bytes.
         target: bytes of a span.
+        progress: told how many MiB are counted, of how many.
     """
     if size < 2 * target:
         return [Span(0, size, 0)]
     with fsspec.open(path, "rb") as stream:
-        return list(_spans(stream, target))
+        spans = []
+        for span in _spans(stream, target):
+            spans.append(span)
+            progress(span.end // MIB, size // MIB)
+        return spans
 
 
 def _spans(stream: BinaryIO, target: int) -> Iterator[Span]:

@@ -17,7 +17,7 @@ from plumbline.api.curation.selection import TaggerSpec
 from plumbline.api.stages.curate import CurateSpec, SourceSpec
 from plumbline.data.appraise import Examples, appraise
 from plumbline.data.candidates import Candidates
-from plumbline.data.card import Tally
+from plumbline.data.card import Tally, dropped_words
 from plumbline.data.card_page import render_html
 from plumbline.data.compose import Tag, mixed, select, token_card
 from plumbline.data.dataset import DatasetWriter
@@ -108,10 +108,12 @@ def _prepare(context: StageContext, spec: CurateSpec, benchmarks: list[Benchmark
             f"{where}.produces: a {earlier.type.value} as input cannot become {spec.produces}; set {earlier.type.value}"
         )
     paths = [f"{where}.sources[{i}]" for i in range(len(spec.sources))]
-    origins, parts = find_parts(spec.sources, earlier, spec.seed, paths, identities)
+    context.report.say("finding the sources' files, and counting the lines of big ones in MiB")
+    step = context.report.step
+    origins, parts = find_parts(spec.sources, earlier, spec.seed, paths, identities, step)
     others = [SourceSpec(uri=uri) for uri in spec.deduplicate.against]
     paths = [f"{where}.deduplicate.against[{i}]" for i in range(len(others))]
-    _, against = find_parts(others, None, spec.seed, paths, identities)
+    _, against = find_parts(others, None, spec.seed, paths, identities, step)
     model = ModelReference.of(context.plan, None)
     checked = checks(benchmarks, spec.decontaminate)
     return Preparation((*parts, *against), len(parts), spec.rows_hold, spec, where, model, checked), origins
@@ -213,7 +215,7 @@ def _publish(
     output.metrics.update(rows=rows, dropped=dropped, sources=len(origins), characters=card["characters"]["total"])
     output.details.update(rows=rows, format=card["form"])
     output.sources.extend(_lineage(context, spec, origins, tally))
-    context.report.say(f"{rows:,} rows written, {dropped:,} records dropped")
+    context.report.say(f"{rows:,} rows written, {dropped_words(card, 'records')}")
 
 
 def _check_some_left(candidates: Candidates, preparation: Preparation, origins: list[Origin]) -> None:

@@ -15,8 +15,8 @@ from plumbline.training.batch import MicroBatch, Sequence, micro_batches
 from plumbline.training.engine import TrainEngine
 from plumbline.training.loop import ReportStep, train
 from plumbline.training.model import build_trainable
-from plumbline.training.preferences import METHODS, Encoder, marking
-from plumbline.training.reference import LogProbs, reference_log_probs
+from plumbline.training.preferences import METHODS, Encoder, marking, unmarked
+from plumbline.training.reference import reference_log_probs
 from plumbline.training.schedule import batch_indices, total_steps
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
@@ -40,7 +40,9 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
     method = METHODS[spec.objective]
     options = spec.options()
     rows = load_rows(job.dataset, method.form).select(list(COLUMNS[method.form])).to_pylist()
-    encoder = Encoder(load_tokenizer(job.reference), spec.max_length)
+    encoder = Encoder(tokenizer := load_tokenizer(job.reference), spec.max_length)
+    if "good_marker" in options:  # an input model that was tuned so has a template that marks by itself
+        tokenizer.chat_template = unmarked(str(tokenizer.chat_template))
     engine = TrainEngine(build_trainable(job.reference, spec, job.where), spec.optimizer, world, spec.parallelism.sharding)
 
     def unit(i: int) -> list[Sequence] | None:
@@ -48,17 +50,14 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
         encoded = method.encode(encoder, rows, i, spec)
         return encoded if encoder.fits(encoded) else None
 
-    def drawn(step: int) -> list[int]:
-        return batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)
-
     def batches(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
-        mine = drawn(step)[world.rank :: world.size]
+        mine = batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)[world.rank :: world.size]
         units = [(i, encoded) for i in mine if (encoded := unit(i)) is not None]
         for place, (i, encoded) in enumerate(units):
             for number, sequence in enumerate(encoded):
                 sequence.values["ranking"] = float(place)
-                if i in references:
-                    sequence.values["reference"] = references[i][number]
+                if references is not None:
+                    sequence.values["reference"] = float(references[i, number])
         whole = dict(zip(PER_STEP, world.totals(len(units), sum(u[0].targets for _, u in units)), strict=True))
         if method.baseline:
             whole["kl"] = _divergence(engine, [[u.pop()] for _, u in units], spec.micro_batch_tokens)
@@ -70,12 +69,11 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
 
     if not any(unit(i) for i in range(len(rows))):
         raise InvalidInput(f"{job.where}.maxLength: no row fits into {spec.max_length} tokens; raise it")
-    references: LogProbs = {}
+    references = None
     if method.reference or options.get("reference"):
-        every = (
-            range(len(rows)) if job.steps * spec.batch_size >= len(rows) else {i for s in range(job.steps) for i in drawn(s)}
-        )
-        references = reference_log_probs(engine, unit, sorted(every), spec.micro_batch_tokens, job.store)
+        first_epoch = min(job.steps * spec.batch_size, len(rows))
+        seen = sorted(batch_indices(0, len(rows), first_epoch, spec.seed, spec.shuffle))
+        references = reference_log_probs(engine, unit, seen, spec.micro_batch_tokens, job.store)
     train(engine, batches, method.loss(**options), job.steps, job.store, spec.checkpoint, spec.seed, report)
 
 

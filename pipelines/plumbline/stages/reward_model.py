@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 from safetensors.torch import save_file
 
@@ -53,8 +55,7 @@ def work(job: TrainingJob[RewardModelSpec], world: World, report: ReportStep) ->
         encoded = encode(encoder, rows[i])
         return encoded if encoder.fits(encoded) else None
 
-    def layout(mine: list[int]) -> list[MicroBatch]:
-        units = [encoded for i in mine if (encoded := unit(i)) is not None]
+    def layout(units: list[Unit]) -> list[MicroBatch]:
         for place, encoded in enumerate(units):
             for sequence in encoded:
                 sequence.values["ranking"] = float(place)
@@ -62,18 +63,18 @@ def work(job: TrainingJob[RewardModelSpec], world: World, report: ReportStep) ->
 
     def batches(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
         mine = batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)[world.rank :: world.size]
-        made = layout(mine)
-        (left_out,) = world.totals(sum(unit(i) is None for i in mine))
-        return [made], {"leftOut": left_out}
+        units = [encoded for i in mine if (encoded := unit(i)) is not None]
+        (left_out,) = world.totals(len(mine) - len(units))
+        return [layout(units)], {"leftOut": left_out}
 
     if not any(unit(i) for i in range(len(rows))):
         raise InvalidInput(f"{job.where}.maxLength: no comparison fits into {spec.max_length} tokens; raise it")
     train(
         engine, batches, bradley_terry(spec.centering, spec.margin), job.steps, job.store, spec.checkpoint, spec.seed, report
     )
-    rewards = torch.cat(
-        [torch.zeros(0), *engine.log_probs(layout(list(range(min(len(rows), MEASURED)))[world.rank :: world.size]))]
-    )
+    drawn = batch_indices(0, len(rows), len(rows), spec.seed)  # the rows' own order may be a curriculum
+    measured = list(islice((encoded for i in drawn if (encoded := unit(i)) is not None), MEASURED))
+    rewards = torch.cat([torch.zeros(0), *engine.log_probs(layout(measured[world.rank :: world.size]))])
     total, squares, count = world.totals(float(rewards.double().sum()), float((rewards.double() ** 2).sum()), len(rewards))
     mean = total / count
     if world.rank == 0:

@@ -14,7 +14,7 @@ from typing import Any
 from plumbline.api.stages.synthesize import JUDGE_KEY, TEACHER_KEY, SynthesizeSpec
 from plumbline.api.synthesis.teacher import TeacherSpec
 from plumbline.data.candidates import Candidates
-from plumbline.data.card import Tally
+from plumbline.data.card import Tally, dropped_words
 from plumbline.data.card_page import render_html
 from plumbline.data.dataset import DatasetWriter, load_rows
 from plumbline.data.decontamination.benchmarks import benchmarks_of
@@ -67,7 +67,7 @@ def run(context: StageContext, spec: SynthesizeSpec) -> None:
     )
     context.output.details.update(rows=card["rows"], format=form)
     context.report.say(
-        f"{card['rows']:,} of {spec.rows:,} rows made, {dropped:,} drafts dropped, {calls.budget.spent:,} tokens"
+        f"{card['rows']:,} of {spec.rows:,} rows made, {dropped_words(card, 'drafts')}, {calls.budget.spent:,} tokens"
     )
 
 
@@ -204,7 +204,7 @@ def _nothing_made(where: str, card: dict[str, Any]) -> PlumblineError:
         return InvalidInput(f"{where}: no row was made: the dataset has no prompt, or tokenBudget no room for one call")
     reason, count = next(iter(card["dropped"].items()))
     excerpt = card["examples"][reason][0]["excerpt"]
-    kind = PlumblineError if reason in (FAILED, NO_COMPLETION) else InvalidInput
+    kind = PlumblineError if reason.endswith((FAILED, NO_COMPLETION)) else InvalidInput  # the teacher's, or a judge's
     return kind(
         f"{where}: no row was made; {count} of {card['records']} drafts were dropped as '{reason}', such as: {excerpt[:200]}"
     )

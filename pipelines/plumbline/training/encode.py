@@ -13,7 +13,10 @@ Message = dict[str, str]
 
 
 def encode_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_length: int, train_on: Literal["all", "last"] = "all"
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    max_length: int,
+    train_on: Literal["all", "last"] | int = "all",
 ) -> Sequence:
     """Render a chat and mark the tokens of the assistant's turns, end marker included.
 
@@ -21,15 +24,16 @@ def encode_chat(
         tokenizer: a fast tokenizer with a chat template.
         messages: alternating turns that end with the assistant's.
         max_length: longer chats are cut at the end.
-        train_on: every assistant turn, or only the last.
+        train_on: every assistant turn, or only the last, or so many from the last on.
 
     Raises:
         InvalidInput: the template rewrites earlier turns, so that the turns' places cannot be told.
     """
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     text = _render(tokenizer, messages, False)
+    wanted = train_on if isinstance(train_on, int) else {"all": len(answers), "last": 1}[train_on]
     spans = []
-    for i in answers if train_on == "all" else answers[-1:]:
+    for i in answers[-wanted:]:
         before = _render(tokenizer, messages[:i], True)
         through = text if i == len(messages) - 1 else _render(tokenizer, messages[: i + 1], False)
         if not text.startswith(through) or not through.startswith(before):

@@ -1,6 +1,6 @@
 """LoRA layers whose forward and backward passes are one node each: no products or sums of the output's size beside those needed.
 
-PEFT's own forward is kept for whatever this does not cover: dropout in training, variants (DoRA), merged or disabled adapters.
+PEFT's own forward is kept for whatever this does not cover: dropout in training, variants (DoRA), biases that are trained, merged or disabled adapters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 def fuse_lora(model: nn.Module) -> None:
     """Let every plain LoRA layer of a PEFT model compute in one node. Values are PEFT's up to rounding."""
     for module in model.modules():
-        if type(module) is Linear and type(module.base_layer) is nn.Linear and not module.base_layer.weight.requires_grad:
+        if type(module) is Linear and type(module.base_layer) is nn.Linear:
             module.forward = partial(_forward, module)
 
 
@@ -29,6 +29,8 @@ def _forward(layer: Linear, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch
     if dropout.training and not isinstance(dropout, nn.Identity):
         return Linear.forward(layer, x)
     base, a, b = layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight
+    if layer.lora_B[name].bias is not None or any(p.requires_grad for p in base.parameters()):
+        return Linear.forward(layer, x)
     y: torch.Tensor = _Lora.apply(x, base.weight, base.bias, a, b, layer.scaling[name])
     return y
 

@@ -81,11 +81,15 @@ def _ranking(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) ->
 
 
 def _label(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> Unit:
-    """The answer, and the next answer to another prompt after this one, on which KTO measures the divergence."""
+    """The answer, and the next answer to another prompt after this one, on which KTO measures the divergence.
+
+    The other one is cut to fit: a row is left out for its own length only.
+    """
     row, label = rows[i], float(rows[i]["label"])
     others = (rows[(i + k) % len(rows)] for k in range(1, len(rows)))
     other = next((one for one in others if one["prompt"] != row["prompt"]), row)
-    return [encoder.answer(row["prompt"], one["completion"], label=label) for one in (row, other)]
+    own, unrelated = (encoder.answer(row["prompt"], one["completion"], label=label) for one in (row, other))
+    return [own, unrelated.cut(encoder.max_length)]
 
 
 def _conditioned(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> Unit:
@@ -98,7 +102,8 @@ def _conditioned(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec
 def _judged(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> Unit:
     row = rows[i]
     bad = float(not row["label"])
-    prompts = (marked(row["prompt"], f"Judgment: {row['judgment']}"), row["prompt"])
+    *before, question = row["prompt"]  # the judgment is of the last answer
+    prompts = ([*before, *marked([question], f"Judgment: {row['judgment']}")], row["prompt"])
     return [encoder.answer(prompt, row["completion"], bad=bad) for prompt in prompts]
 
 
@@ -109,7 +114,7 @@ def _hindsight(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) 
     unit = []
     for (marker, answer), (other_marker, other) in (answers, answers[::-1]):
         chat = [*marked(row["prompt"], str(marker)), *answer, {"role": "user", "content": str(other_marker)}, *other]
-        sequence = encode_chat(encoder.tokenizer, chat, encoder.max_length + 1, "all")
+        sequence = encode_chat(encoder.tokenizer, chat, encoder.max_length + 1, 2)
         hidden = draw.random(len(sequence.ids)) < float(options["forget"])
         blank = next(
             token
@@ -130,13 +135,22 @@ def marked(prompt: Chat, marker: str) -> Chat:
 
 
 def marking(template: str, marker: str) -> str:
-    """A chat template that marks user turns as `marked` does: whoever renders prompts asks for good answers."""
+    """A chat template that marks user turns as `marked` does, in the place of a marker that it has: whoever renders prompts
+    asks for good answers."""
     return (
         "{%- set marked = namespace(turns=[]) %}{%- for turn in messages %}"
         "{%- if turn['role'] == 'user' and turn['content'] is string %}"
         f"{{%- set turn = dict(turn, content=turn['content'] ~ '\\n' ~ {json.dumps(marker, ensure_ascii=False)}) %}}{{%- endif %}}"
-        "{%- set marked.turns = marked.turns + [turn] %}{%- endfor %}{%- set messages = marked.turns %}"
-    ) + template
+        f"{{%- set marked.turns = marked.turns + [turn] %}}{{%- endfor %}}{_MARKED}"
+    ) + unmarked(template)
+
+
+_MARKED = "{%- set messages = marked.turns %}"
+
+
+def unmarked(template: str) -> str:
+    """The chat template without what `marking` has put before it."""
+    return template.rpartition(_MARKED)[2]
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 
 from plumbline.training.batch import Sequence, micro_batches
 from plumbline.training.checkpoint import CheckpointStore
 from plumbline.training.engine import TrainEngine
 
 CHUNK = 512  # rows laid out at a time
+SEQUENCES = 2  # of a row: the answers of a pair, or an answer and KTO's other one
 NAME = "reference"
-
-LogProbs = dict[int, list[float]]
-"""Row number → the summed log-probability of each of its sequences."""
 
 
 def reference_log_probs(
@@ -24,59 +21,41 @@ def reference_log_probs(
     rows: list[int],
     micro_batch_tokens: int,
     store: CheckpointStore,
-) -> LogProbs:
+) -> torch.Tensor:
     """What the policy that the engine starts from says of each row; from the store, where an earlier attempt has left it.
 
     Every rank must call it with the same rows, before a checkpoint is restored.
 
     Args:
         engine: at its first step.
-        unit: row number → its sequences; None for rows that are left out.
+        unit: row number → its two sequences; None for rows that are left out.
         rows: row numbers, each once.
         micro_batch_tokens: bound of one forward pass.
         store: where they are kept: a resumed run must read the same bits, whatever its number of workers.
+
+    Returns:
+        [largest row + 1, 2] summed log-probabilities, float32, the same on every rank; 0 for rows that are left out.
     """
     world = engine.world
+    table = torch.zeros(max(rows) + 1, SEQUENCES)
     kept = store.load_tensors(NAME) if world.rank == 0 else None
-    if world.from_first(int(kept is not None)):
-        return _unpack(kept or store.load_tensors(NAME) or {})
-    mine = rows[world.rank :: world.size]
-    found: LogProbs = {}
+    known = world.from_first(int(kept is not None))
+    if kept is not None:
+        table = kept[NAME]
+    mine = [] if known else rows[world.rank :: world.size]
     for start in range(0, world.maximum(len(mine)), CHUNK):
-        chunk = mine[start : start + CHUNK]
         sequences: list[list[Sequence]] = []
-        places: list[int] = []
-        for row in chunk:
-            for sequence in unit(row) or []:
+        places: list[tuple[int, int]] = []
+        for row in mine[start : start + CHUNK]:
+            for number, sequence in enumerate(unit(row) or []):
                 sequence.values = {"place": float(len(places))}
                 sequences.append([sequence])
-                places.append(row)
-        by_place = [0.0] * len(places)
+                places.append((row, number))
         batches = micro_batches(sequences, micro_batch_tokens=micro_batch_tokens)
         for batch, logps in zip(batches, engine.log_probs(batches), strict=True):
-            for place, value in zip(batch.per_sequence["place"].tolist(), batch.summed(logps).tolist(), strict=True):
-                by_place[int(place)] = value
-        for row, value in zip(places, by_place, strict=True):
-            found.setdefault(row, []).append(value)
-    if world.size > 1:
-        shares: list[LogProbs] = [{} for _ in range(world.size)]
-        dist.all_gather_object(shares, found)
-        found = {row: values for share in shares for row, values in share.items()}
-    if world.rank == 0:
-        store.save_tensors(NAME, _pack(found))
-    return found
-
-
-def _pack(found: LogProbs) -> dict[str, torch.Tensor]:
-    rows = sorted(found)
-    return {
-        "rows": torch.tensor([row for row in rows for _ in found[row]], dtype=torch.long),
-        "values": torch.tensor([value for row in rows for value in found[row]], dtype=torch.float64),
-    }
-
-
-def _unpack(kept: dict[str, torch.Tensor]) -> LogProbs:
-    found: LogProbs = {}
-    for row, value in zip(kept["rows"].tolist(), kept["values"].tolist(), strict=True):
-        found.setdefault(row, []).append(value)
-    return found
+            for place, value in zip(batch.per_sequence["place"].tolist(), batch.summed(logps), strict=True):
+                table[places[int(place)]] = value
+    table = world.sum(table.to(world.device)).cpu()  # one rank has a row, the others zeros: exact
+    if world.rank == 0 and not known:
+        store.save_tensors(NAME, {NAME: table})
+    return table

@@ -39,7 +39,8 @@ class Rewards(TargetLogProbs):
         """[S] rewards, float32."""
         before = torch.zeros(batch.size, dtype=torch.long, device=batch.predict_at.device)
         before = before.scatter_reduce(0, batch.sequence, batch.predict_at, "amax", include_self=False)
-        rewards: torch.Tensor = self.head(self.hidden(batch)[before + 1].to(self.head.weight.dtype))[:, 0]
+        states = self.hidden(batch)[before + 1].to(self.head.weight.dtype)
+        rewards: torch.Tensor = self.head(states).sum(dim=1)  # of one: FSDP2 wants no view
         return rewards
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
@@ -76,11 +77,13 @@ class RewardModel:
         """The reward of each chat's last answer.
 
         Raises:
-            InvalidInput: a chat is longer than the model was trained for.
+            InvalidInput: a chat is longer than the model was trained for, or does not end with an answer.
         """
         tokenizer = load_tokenizer(self.reference)
         sequences = [encode_chat(tokenizer, chat, self.max_length + 1, "last") for chat in chats]
-        for i, sequence in enumerate(sequences):
+        for i, (chat, sequence) in enumerate(zip(chats, sequences, strict=True)):
+            if not chat or chat[-1]["role"] != "assistant":
+                raise InvalidInput(f"chat {i} does not end with an assistant turn, which is what is scored; add the answer")
             if len(sequence.ids) > self.max_length or not sequence.targets:
                 raise InvalidInput(
                     f"chat {i} has more than the {self.max_length} tokens that the reward model was trained for"

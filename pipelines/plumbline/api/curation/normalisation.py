@@ -31,8 +31,8 @@ class NormaliseSpec(SpecModel):
     unfilled: Literal["drop", "keep"] = "drop"
     """Rows in which a `{{name}}` is left outside code."""
     max_tokens: PositiveInt | None = None
-    """Split chats of more tokens, as the run's tokenizer and chat template count, between exchanges; other rows of more
-    are dropped. Unset: nothing is split, and training cuts what is too long."""
+    """Split chats of more tokens, as the run's tokenizer and chat template count, between exchanges; preferences of
+    more are dropped, and text stays. Unset: nothing is split, and training cuts what is too long."""
     refuse_licences: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(default=[], max_length=64)
     """Drop rows whose licence fits one of these globs; case, spaces and hyphens do not matter. `*-nc*` refuses
     non-commercial ones, `unknown` those that state none."""

@@ -15,9 +15,9 @@ from plumbline.data.synthesis.budget import Budget
 from plumbline.data.synthesis.calls import Calls
 from plumbline.data.synthesis.endpoint import Endpoint, key_of
 from plumbline.data.synthesis.pace import Pace
-from plumbline.data.synthesis.program import Request, Sampling, ask
+from plumbline.data.synthesis.program import Request, Sampling, ask, rating_of
 from plumbline.evaluation.journal import Journal, Reply
-from plumbline.evaluation.judges.rating import ACCURACY, EDUCATION, rating_prompt, read_rating, request_of
+from plumbline.evaluation.judges.rating import ACCURACY, EDUCATION, rating_prompt, request_of
 
 Answer = Callable[[Sequence[Request]], list[Reply]]
 """Requests → one reply each."""
@@ -101,12 +101,10 @@ def _verdict(row: Row, rating: float | Reject, spec: RatingSpec) -> Row | Reject
 
 
 def _rating(reply: Reply) -> float | Reject:
-    if reply.problem is not None:
-        return Reject(f"not judged: {reply.problem}", reply.text[:200])
-    if reply.finish_reason == "length":
-        return Reject("unreadable verdict", f"cut off: …{reply.text[-80:]}")
-    rating = read_rating(reply.text)
-    return Reject("unreadable verdict", f"…{reply.text[-80:]}") if rating is None else rating
+    try:
+        return rating_of(reply)
+    except Reject as reject:
+        return reject
 
 
 def _parts(row: Row) -> tuple[str, str]:

@@ -141,7 +141,7 @@ def check_language(row: Row, spec: LanguageSpec) -> Row:
     code = _sure(f"{prompt[: READ // 2]}\n{answer}" if prompt and answer else prompt or answer, spec.min_confidence)
     if code == UNDETERMINED:
         if spec.undetermined == "drop":
-            raise Reject("language undetermined", f"{prompt[:40]} … {answer[:40]}")
+            raise Reject("language undetermined")
         return row
     if spec.keep is not None and code not in spec.keep:
         raise Reject("unwanted language", code)

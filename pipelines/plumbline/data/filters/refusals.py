@@ -116,7 +116,7 @@ def check_refusals(row: Row, spec: RefusalsSpec) -> Row:
     for answer in answers:
         kind = refusal(answer)
         if kind in spec.drop and not _is_asked_for(answer, row.prompts):
-            raise Reject(f"refusal: {kind}", answer[:160])
+            raise Reject(f"refusal: {kind}", answer)
     return row
 
 

@@ -45,7 +45,7 @@ def check_symbols(row: Row, spec: SymbolsSpec) -> Row:
         if text.isascii():
             continue
         if spec.mojibake == "drop" and (found := _MOJIBAKE.search(text)):
-            raise Reject("mojibake", text[max(0, found.start() - 20) : found.end() + 20])
+            raise Reject("mojibake", text[found.start() :])
         hidden = _HIDDEN.findall(text)
         if len(hidden) > spec.max_hidden_share * len(text):
             raise Reject("hidden characters", f"{len(hidden)}, such as U+{ord(hidden[0]):04X}")
@@ -53,7 +53,7 @@ def check_symbols(row: Row, spec: SymbolsSpec) -> Row:
     for answer in learned(row):
         share = symbol_share(answer)
         if share > spec.max_symbol_share and not is_programming(row):
-            raise Reject("mostly symbols", f"{share:.0%} of {answer[:60]}")
+            raise Reject("mostly symbols", f"{share:.0%} of {answer}")
     return row.did("zero-width", content=row.mapped(lambda text: _ZERO_WIDTH.sub("", text))) if stripped else row
 
 

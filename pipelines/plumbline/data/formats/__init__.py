@@ -89,8 +89,8 @@ FORMATS: dict[str, Format] = {
         _one("hh", "pairs", hh),
         _one("pairs", "pairs", pairs),
         _one("rankings", "rankings", rankings),
+        _one("kto", "labels", kto),  # before judgments: where no judgment is asked for, records without one will do
         _one("judgments", "judgments", judgments),
-        _one("kto", "labels", kto),
         _one("sharegpt", "messages", sharegpt),
         _one("messages", "messages", messages),
         _many("oasst", {"messages", "rankings"}, oasst),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from plumbline.data.chat import answer_turn, build_prompt, instruction_prompt, said_by, text_of
-from plumbline.data.formats.kto import verdict
+from plumbline.data.formats.kto import label_of, verdict
 from plumbline.data.row import Reject, Row
 
 FIELDS = "judgment (or judgement, critique, feedback), label (true or false, 1 or 0), and prompt, completion or instruction, output"
@@ -16,7 +16,7 @@ _NAMES = ("judgment", "judgement", "critique", "feedback")
 def recognise(record: dict[str, Any]) -> bool:
     """Whether the record has an answer, a verdict and a judgment."""
     answered = ("prompt" in record and "completion" in record) or ("instruction" in record and "output" in record)
-    return answered and "label" in record and any(isinstance(record.get(name), str) for name in _NAMES)
+    return answered and label_of(record) is not None and any(isinstance(record.get(name), str) for name in _NAMES)
 
 
 def convert(record: dict[str, Any]) -> Row:

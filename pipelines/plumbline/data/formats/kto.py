@@ -39,10 +39,15 @@ def verdict(record: dict[str, Any]) -> bool:
     Raises:
         Reject: neither yes nor no.
     """
-    label = (_WORDS | _NUMBERS).get(_plain(record.get("label")))
+    label = label_of(record)
     if label is None:
         raise Reject("no verdict", f"label: {record.get('label')!r}"[:40])
     return label
+
+
+def label_of(record: dict[str, Any]) -> bool | None:
+    """What `label` says; None where that is neither yes nor no."""
+    return (_WORDS | _NUMBERS).get(_plain(record.get("label")))
 
 
 def _plain(label: Any) -> str:

@@ -32,7 +32,7 @@ The request stands between the marker lines. Whatever it asks for is to be tagge
 
 Reply with one line of exactly this form:
 Tags: first tag, second tag"""
-_TAGS = re.compile(r"^[\s*_#>]*tags[\s*_]*:[\s*_]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
+_TAGS = re.compile(r"^[ \t*_#>]*tags[\s*_]*:[\s*_]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
 
 
 def tag_rows(rows: Sequence[Row], spec: TaggerSpec, answer: Answer) -> tuple[np.ndarray, Counter[str]]:

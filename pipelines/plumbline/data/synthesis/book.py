@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from plumbline.data.records import EXCERPT
 from plumbline.data.row import Reject, Row
 from plumbline.data.rows import Outcome
 
-EXCERPT = 300
 BARREN_ROUNDS = 10  # in a row without a row: the teacher has no more ideas
 SURPLUS = "more than the rows asked for"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from plumbline.evaluation.journal import Reply
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before each further try of one call
 RUBBISH_TRIES = 3  # of a call whose answers come with status 200 and are none
 LONGEST_WAIT = 600.0  # seconds that a server may ask to wait; longer is another attempt's business
+TOLD_EVERY = 30.0  # seconds between two words about tries that fail
 SLACK = 256  # tokens; short limits are not taken at their word
 MOST_BYTES = 16 * 2**20  # of one answer: 4 million tokens
 TOO_LONG = "context_length_exceeded"  # OpenAI's error code
@@ -90,6 +92,7 @@ class Endpoint:
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=min(30.0, timeout))
         self._remote, self._delays = remote, delays
         self._limit_name = "max_tokens"
+        self._silent_until = 0.0
 
     def session(self) -> aiohttp.ClientSession:
         """Connections to this endpoint."""
@@ -156,7 +159,14 @@ class Endpoint:
             failures += not delay or waited > LONGEST_WAIT  # a wait that the server asked for is no failed try
             if failures > len(self._delays):
                 return _with_waste(Reply(f"{problem} ({failures} tries)", "", problem=FAILED), waste)
+            self._tell(problem)
             await asyncio.sleep(delay or self._delays[failures - 1])
+
+    def _tell(self, problem: str) -> None:
+        """Why nothing comes, into the stage's log: it can be an hour before a call that is tried again counts as failed."""
+        if time.monotonic() >= self._silent_until:
+            self._silent_until = time.monotonic() + TOLD_EVERY
+            print(f"{self.where}: {problem}; trying again", flush=True)
 
     async def _post(self, session: aiohttp.ClientSession, request: Request) -> tuple[int, Any, str]:
         await asyncio.sleep(self._pace.turn(_longest(request)))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from plumbline.data.normalise import clean
 from plumbline.data.row import Chat, Reject
 from plumbline.evaluation.journal import Reply
+from plumbline.evaluation.judges.rating import read_rating
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,22 @@ def text_of(reply: Reply, whole: bool = True) -> str:
     if not text:
         raise Reject("empty reply")
     return text
+
+
+def rating_of(reply: Reply) -> float:
+    """The rating that a judge's reply closes with.
+
+    Raises:
+        Reject: there is no reply, or it has no rating that can be read, such as one that was cut off.
+    """
+    try:
+        verdict = text_of(reply, whole=False)
+    except Reject as reject:
+        raise Reject(f"not judged: {reject.reason}", reject.detail) from None
+    rating = None if reply.finish_reason == "length" else read_rating(verdict)
+    if rating is None:
+        raise Reject("unreadable verdict", f"…{verdict[-80:]}")
+    return rating
 
 
 def seed_of(*parts: object) -> int:

@@ -9,10 +9,10 @@ from plumbline.api.stages.synthesize import SynthesizeSpec
 from plumbline.api.synthesis.methods import SelfImproveSpec
 from plumbline.data.row import Chat, Reject, Row
 from plumbline.data.synthesis.book import Book
-from plumbline.data.synthesis.program import Program, Request, Sampling, ask, seed_of, text_of
+from plumbline.data.synthesis.program import Program, Request, Sampling, ask, rating_of, seed_of, text_of
 from plumbline.data.synthesis.seeds import batches, context_of, name_of
 from plumbline.evaluation.journal import Reply
-from plumbline.evaluation.judges.rating import rating_prompt, read_rating, request_of
+from plumbline.evaluation.judges.rating import rating_prompt, request_of
 from plumbline.rollout.rewards import reward
 
 JUDGE_TOKENS = 1024  # reasons and rating; room for a judge that thinks aloud
@@ -70,16 +70,8 @@ def _scores(
         for text in texts:
             reply = next(replies)
             with book.dropping(text):
-                scored[-1].append((text, _rating(reply)))
+                scored[-1].append((text, rating_of(reply)))
     return scored
-
-
-def _rating(reply: Reply) -> float:
-    verdict = text_of(reply)
-    rating = read_rating(verdict)
-    if rating is None:
-        raise Reject("unreadable verdict", verdict[-80:])
-    return rating
 
 
 def _best(method: SelfImproveSpec, row: Row, answers: Scored) -> Row:

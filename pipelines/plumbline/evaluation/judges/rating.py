@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+
+from plumbline.data.row import Chat
 
 BEST = 5.0
 ACCURACY = "how accurate, helpful and complete the answer is as a reply to the request"
@@ -52,7 +53,7 @@ def rating_prompt(request: str, answer: str, rubric: str = ACCURACY) -> str:
     )
 
 
-def request_of(turns: Sequence[Mapping[str, str]]) -> str:
+def request_of(turns: Chat) -> str:
     """What is shown of the turns before an answer: the text of a single one, else all with their roles."""
     return turns[0]["content"] if len(turns) == 1 else "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
