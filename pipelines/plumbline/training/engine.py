@@ -50,9 +50,12 @@ class TrainEngine:
             model.to(world.device)
         self.model = model
         self.parameters = model.adapter_parameters()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.999)
-        )
+        fast = {name for name in self.parameters if ".lora_B." in name} if spec.lora_plus_ratio != 1 else set()
+        groups = [
+            {"params": [p for name, p in self.parameters.items() if (name in fast) == is_fast], "ratio": ratio}
+            for is_fast, ratio in ((False, 1.0), (True, spec.lora_plus_ratio))
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.999))
         self._reference = {name: _local(p).clone() for name, p in self.parameters.items()}
 
     def step(self, micro_batches: list[MicroBatch], objective: Objective, rate: float) -> dict[str, float]:
@@ -102,7 +105,7 @@ class TrainEngine:
                 "(the last checkpoint is good)"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["ratio"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         loss = float(loss_sum / normaliser)

@@ -152,7 +152,13 @@ def _new_adapter(base: PreTrainedModel, spec: AdapterSpec, seed: int, name: str,
             f"{where}.adapter.targetModules: {', '.join(unknown)} match no linear module of the model; it has {known}"
         )
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=targets
+        task_type="CAUSAL_LM",
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=targets,
+        use_rslora=spec.rank_stabilised,
+        use_dora=spec.dora,
     )
     torch.manual_seed(seed)
     model = get_peft_model(base, config)
