@@ -294,8 +294,11 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_weights() -> None:
     assert all(torch.equal(value, engine.full_parameters()[name]) for name, value in before.items())
 
 
-@pytest.mark.parametrize("kind", [{}, {"rank_stabilised": True}, {"dora": True}])
-def test_every_kind_of_adapter_learns_and_is_what_peft_loads(kind: dict[str, bool], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"rank_stabilised": True}, {"dora": True}, {"init": "pissa"}, {"init": "pissa", "rank_stabilised": True}],
+)
+def test_every_kind_of_adapter_learns_and_is_what_peft_loads(kind: dict[str, Any], tmp_path: Path) -> None:
     engine = TrainEngine(trainable(rank=4, **kind), OPTIMIZER, ALONE)
     start = engine.full_parameters()
     batches = micro_batches([[s] for s in chats(8)], micro_batch_tokens=512, row_tokens=64)

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from plumbline.api.stages.training import OptimizerSpec
 from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
-from plumbline.training.model import TargetLogProbs, peft_names
+from plumbline.training.model import TargetLogProbs
 from plumbline.training.world import World
 
 Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -133,7 +133,7 @@ class TrainEngine:
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """The whole adapter on the CPU, under PEFT's names. Every rank must call it."""
-        return peft_names(self.model.peft_model, self.full_parameters())
+        return self.model.adapter(self.full_parameters())
 
     def full_parameters(self) -> dict[str, torch.Tensor]:
         """Trainable parameters, whole, on the CPU. Every rank must call it."""

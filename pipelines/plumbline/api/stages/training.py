@@ -33,6 +33,9 @@ class AdapterSpec(SpecModel):
     """Scale of the update; twice the rank is the usual choice."""
     rank_stabilised: bool = False
     """Scale by alpha/√r instead, so that high ranks learn as fast (rsLoRA, arXiv 2312.03732)."""
+    init: Literal["zero", "pissa"] = "zero"
+    """`zero`: A random, B zero. `pissa`: the weight's principal components (arXiv 2404.02948), which learn faster; the rest stays frozen.
+    The artifact is then a LoRA of twice the rank on the unchanged base."""
     dora: bool = False
     """Learn the length of each output's weight apart from its direction (DoRA, arXiv 2402.09353). Slower; adds a number per output."""
     dropout: Share = 0.0
