@@ -128,6 +128,9 @@ def adapter_of(
     """LoRA tensors, and the model with them merged in by PEFT."""
     torch.manual_seed(seed)
     wrapped = get_peft_model(copy.deepcopy(model), copy.deepcopy(config))
+    for name, parameter in wrapped.named_parameters():
+        if "magnitude" in name:  # it starts as the weight's own length
+            parameter.data *= 0.5 + torch.rand(parameter.shape)
     tensors = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(wrapped).items()}
     return tensors, wrapped.merge_and_unload()
 
@@ -230,10 +233,11 @@ def test_cancel_frees_the_slot_and_leaves_the_others_alone(kind: str, name: str)
     assert generate(engine, [again])[0].tokens == expected_greedy(model, again.prompt)
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize(("kind", "name"), [*BOTH, ("fallback", "gpt2"), ("slots", "qwen3"), ("slots", "llama-tied")])
-def test_adapter_equals_pefts_merge_and_can_be_replaced(kind: str, name: str) -> None:
+def test_adapter_equals_pefts_merge_and_can_be_replaced(kind: str, name: str, dora: bool) -> None:
     model = make_model(name)
-    lora = LoraConfig(**{**LORA.to_dict(), "fan_in_fan_out": name == "gpt2"})
+    lora = LoraConfig(**{**LORA.to_dict(), "fan_in_fan_out": name == "gpt2", "use_dora": dora})
     engine = make_engine(kind, model, lora)
     requests = requests_for(make_prompts(5), temperature=0)
     base = [c.tokens for c in generate(engine, requests)]
@@ -304,8 +308,10 @@ def test_adapter_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     assert [c.tokens for c in generate(engine, requests)] == [expected_greedy(model, r.prompt) for r in requests]
     with pytest.raises(InvalidInput, match="without an adapter configuration"):
         make_engine("slots", model).load_adapter(tensors, 1)
-    with pytest.raises(InvalidInput, match="use_dora"):
-        make_engine("slots", model, LoraConfig(use_dora=True))
+    with pytest.raises(InvalidInput, match="lora_magnitude_vector' is missing"):
+        make_engine("slots", model, LoraConfig(**{**LORA.to_dict(), "use_dora": True})).load_adapter(tensors, 1)
+    with pytest.raises(InvalidInput, match="lora_bias"):
+        make_engine("slots", model, LoraConfig(lora_bias=True))
 
 
 @pytest.mark.parametrize(("kind", "name"), BOTH)

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 
 from plumbline.api.stages.training import AdapterSpec, CheckpointSpec, OptimizerSpec, TrainingSpec
 from plumbline.builtin import skills
 from plumbline.errors import InvalidInput
 from plumbline.external import TINY
-from plumbline.models.load import load_tokenizer
+from plumbline.models.load import load_base, load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.training.batch import MicroBatch, Sequence, collate, micro_batches, pack, split_rows
 from plumbline.training.checkpoint import CheckpointStore
@@ -288,6 +290,44 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_weights() -> None:
     with pytest.raises(InvalidInput, match="learningRate"):
         engine.step([collate([[chats(1)[0]]])], broken, 1e-2)
     assert all(torch.equal(value, engine.full_parameters()[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"rank_stabilised": True}, {"dora": True}, {"init": "pissa"}, {"init": "pissa", "rank_stabilised": True}],
+)
+def test_every_kind_of_adapter_learns_and_is_what_peft_loads(kind: dict[str, Any], tmp_path: Path) -> None:
+    engine = TrainEngine(trainable(rank=4, **kind), OPTIMIZER, ALONE)
+    start = engine.full_parameters()
+    batches = micro_batches([[s] for s in chats(8)], micro_batch_tokens=512, row_tokens=64)
+    losses = [engine.step(batches, sft, 1e-2)["loss"] for _ in range(6)]
+    assert losses[-1] < losses[0]
+    assert all(not torch.equal(start[name], p) for name, p in engine.full_parameters().items())
+    with engine.reference():
+        before = engine.log_probs(batches)
+    bare = TargetLogProbs(get_peft_model(load_base(REFERENCE), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])))
+    for ours, own in zip(before, TrainEngine(bare, OPTIMIZER, ALONE).log_probs(batches), strict=True):
+        torch.testing.assert_close(ours, own, atol=2e-4, rtol=1e-4)  # the reference is the input model
+
+    save_file({name: t.contiguous() for name, t in engine.adapter().items()}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(engine.model.adapter_config()))
+    loaded = PeftModel.from_pretrained(load_base(REFERENCE), tmp_path)
+    merged = TrainEngine(TargetLogProbs(loaded), OPTIMIZER, ALONE)
+    for ours, theirs in zip(engine.log_probs(batches), merged.log_probs(batches), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_lora_plus_gives_b_a_rate_of_its_own() -> None:
+    spec = OPTIMIZER.model_copy(update={"lora_plus_ratio": 16.0})
+    batches = micro_batches([[s] for s in chats(8)], micro_batch_tokens=512, row_tokens=64)
+    moved = []
+    for one in (OPTIMIZER, spec):
+        engine = TrainEngine(new_engine().model, one, ALONE)
+        start = engine.full_parameters()
+        engine.step(batches, sft, 1e-4)
+        moved.append({name: (p - start[name]).abs().max() for name, p in engine.full_parameters().items()})
+    for name, change in moved[0].items():
+        assert float(moved[1][name] / change) == pytest.approx(16.0 if "lora_B" in name else 1.0, rel=1e-2)
 
 
 def test_adapter_targets_that_match_nothing_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Weights that follow an adapter: the base is kept, the weight in use is base + scale * B·A."""
+"""Weights that follow an adapter: the base is kept, the weight in use is base + scale * B·A, with DoRA at lengths of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peft.utils.other import get_pattern_key
 from plumbline.errors import InvalidInput
 
 PREFIX = "base_model.model."
-A, B = ".lora_A.weight", ".lora_B.weight"
+A, B, LENGTHS = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
 class AdaptedWeights:
@@ -29,13 +29,13 @@ class AdaptedWeights:
         if config is not None:
             wrong = [
                 name
-                for name in ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication")
+                for name in ("lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication")
                 if getattr(config, name, None)
             ]
             if config.bias != "none":
                 wrong.append("bias")
             if wrong:
-                raise InvalidInput(f"adapter: {wrong[0]} is not supported by the engines; use plain LoRA on linear layers")
+                raise InvalidInput(f"adapter: {wrong[0]} is not supported by the engines; use LoRA on linear layers")
         self._config = config
         self._weights = weights
         self._base: dict[str, torch.Tensor] = {}
@@ -44,8 +44,10 @@ class AdaptedWeights:
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Set each weight to base + scale·B·A, computed in float32, then cast; others go back to the base.
 
+        DoRA's lengths m give m·W/|W| of that weight W, each row at its own (Liu et al. 2024, equation 5).
+
         Args:
-            tensors: as `peft.get_peft_model_state_dict` names them. A: [r, in], B: [out, r].
+            tensors: as `peft.get_peft_model_state_dict` names them. A: [r, in], B: [out, r], lengths: [out].
 
         Raises:
             InvalidInput: the tensors do not fit; nothing has changed then.
@@ -53,11 +55,15 @@ class AdaptedWeights:
         pairs = self._pairs(tensors)
         for module in self._base.keys() - pairs.keys():
             self._weights[module].copy_(self._base[module])
-        for module, (a, b) in pairs.items():
+        for module, (a, b, lengths) in pairs.items():
             weight = self._weights[module]
             base = self._base.setdefault(module, weight.clone())
             delta = self.scale(module) * (b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32))
-            weight.copy_(base.float() + (delta.T if self._config.fan_in_fan_out else delta))  # type: ignore[union-attr]
+            turned = self._config is not None and self._config.fan_in_fan_out
+            adapted = (base.T if turned else base).float() + delta
+            if lengths is not None:
+                adapted *= (lengths.to(adapted.device, torch.float32) / adapted.norm(dim=1))[:, None]
+            weight.copy_(adapted.T if turned else adapted)
 
     def scale(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732)."""
@@ -67,21 +73,24 @@ class AdaptedWeights:
         alpha = alphas.get(get_pattern_key(list(alphas), module), self._config.lora_alpha)
         return float(alpha / math.sqrt(rank) if self._config.use_rslora else alpha / rank)
 
-    def _pairs(self, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def _pairs(self, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         if self._config is None:
             raise InvalidInput(
                 "adapter: this engine was built without an adapter configuration; give it one to load adapters"
             )
+        ends = (A, B, LENGTHS) if self._config.use_dora else (A, B)
+        accepted = " or ".join([f"{PREFIX}MODULE{A}", *ends[1:]])
         for name in tensors:
-            if not (name.startswith(PREFIX) and name.endswith((A, B))):
-                raise InvalidInput(f"adapter: tensor '{name}' is no LoRA weight; accepted is {PREFIX}MODULE{A} or {B}")
+            if not (name.startswith(PREFIX) and name.endswith(ends)):
+                raise InvalidInput(f"adapter: tensor '{name}' is no LoRA weight; accepted is {accepted}")
         pairs = {}
-        for module in sorted({name.removeprefix(PREFIX).removesuffix(A).removesuffix(B) for name in tensors}):
+        modules = {name.removeprefix(PREFIX).removesuffix(end) for name in tensors for end in ends if name.endswith(end)}
+        for module in sorted(modules):
             if module not in self._weights:
                 raise InvalidInput(f"adapter: the model has no linear layer '{module}' that an adapter may change")
-            missing = [end for end in (A, B) if PREFIX + module + end not in tensors]
+            missing = [end for end in ends if PREFIX + module + end not in tensors]
             if missing:
-                raise InvalidInput(f"adapter: tensor '{PREFIX}{module}{missing[0]}' is missing; A and B come together")
+                raise InvalidInput(f"adapter: tensor '{PREFIX}{module}{missing[0]}' is missing; they come together")
             a, b = tensors[PREFIX + module + A], tensors[PREFIX + module + B]
             shape = (b.shape[0], a.shape[1])
             if self._config.fan_in_fan_out:
@@ -91,5 +100,5 @@ class AdaptedWeights:
                     f"adapter: '{module}' has A {tuple(a.shape)} and B {tuple(b.shape)}, "
                     f"which do not fit the weight {tuple(self._weights[module].shape)}"
                 )
-            pairs[module] = (a, b)
+            pairs[module] = (a, b, tensors.get(PREFIX + module + LENGTHS))
         return pairs

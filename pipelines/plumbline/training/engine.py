@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from plumbline.api.stages.training import OptimizerSpec
 from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
-from plumbline.training.model import TargetLogProbs, peft_names
+from plumbline.training.model import TargetLogProbs
 from plumbline.training.world import World
 
 Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -50,9 +50,12 @@ class TrainEngine:
             model.to(world.device)
         self.model = model
         self.parameters = model.adapter_parameters()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.999)
-        )
+        fast = {name for name in self.parameters if ".lora_B." in name} if spec.lora_plus_ratio != 1 else set()
+        groups = [
+            {"params": [p for name, p in self.parameters.items() if (name in fast) == is_fast], "ratio": ratio}
+            for is_fast, ratio in ((False, 1.0), (True, spec.lora_plus_ratio))
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.999))
         self._reference = {name: _local(p).clone() for name, p in self.parameters.items()}
 
     def step(self, micro_batches: list[MicroBatch], objective: Objective, rate: float) -> dict[str, float]:
@@ -102,7 +105,7 @@ class TrainEngine:
                 "(the last checkpoint is good)"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["ratio"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         loss = float(loss_sum / normaliser)
@@ -130,7 +133,7 @@ class TrainEngine:
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """The whole adapter on the CPU, under PEFT's names. Every rank must call it."""
-        return peft_names(self.model.peft_model, self.full_parameters())
+        return self.model.adapter(self.full_parameters())
 
     def full_parameters(self) -> dict[str, torch.Tensor]:
         """Trainable parameters, whole, on the CPU. Every rank must call it."""

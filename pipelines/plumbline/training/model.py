@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import Any
 
@@ -30,6 +31,9 @@ class TargetLogProbs(nn.Module):
     def __init__(self, peft_model: PeftModel) -> None:
         super().__init__()
         self.peft_model = peft_model
+        self._pissa = peft_model.peft_config["default"].init_lora_weights == "pissa"
+        start = {name: p.detach().clone() for name, p in peft_model.named_parameters() if self._pissa and p.requires_grad}
+        self._start = peft_names(peft_model, start) if start else {}
         fuse_lora(peft_model)
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> torch.Tensor:
@@ -84,7 +88,21 @@ class TargetLogProbs(nn.Module):
     def adapter_config(self) -> dict[str, Any]:
         """What PEFT writes into `adapter_config.json`, in a fixed order."""
         config = self.peft_model.peft_config["default"].to_dict() | {"inference_mode": True}
+        if self._pissa:
+            growth = math.sqrt(2) if config["use_rslora"] else 2  # the scale stays what it was
+            config |= {"r": 2 * config["r"], "lora_alpha": growth * config["lora_alpha"], "init_lora_weights": True}
         return {name: _plain(value) for name, value in sorted(config.items())}
+
+    def adapter(self, parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Trainable parameters, whole → an adapter of the unchanged base, under the names that PEFT files use.
+
+        PiSSA moves the start B0·A0 of the adapter out of the base, so what is learned is B·A - B0·A0: [B, -B0]·[A; A0].
+        """
+        now = peft_names(self.peft_model, parameters)
+        for name, start in self._start.items():
+            side, sign = (0, 1) if name.endswith("lora_A.weight") else (1, -1)
+            now[name] = torch.cat([now[name], sign * start.to(now[name].device)], dim=side)
+        return now
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.peft_model.named_parameters() if p.requires_grad}
@@ -152,7 +170,14 @@ def _new_adapter(base: PreTrainedModel, spec: AdapterSpec, seed: int, name: str,
             f"{where}.adapter.targetModules: {', '.join(unknown)} match no linear module of the model; it has {known}"
         )
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=targets
+        task_type="CAUSAL_LM",
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=targets,
+        use_rslora=spec.rank_stabilised,
+        use_dora=spec.dora,
+        init_lora_weights="pissa" if spec.init == "pissa" else True,
     )
     torch.manual_seed(seed)
     model = get_peft_model(base, config)

@@ -31,6 +31,13 @@ class AdapterSpec(SpecModel):
     """Rank r of the update (alpha/r)·B·A."""
     alpha: PositiveFloat = 32.0
     """Scale of the update; twice the rank is the usual choice."""
+    rank_stabilised: bool = False
+    """Scale by alpha/√r instead, so that high ranks learn as fast (rsLoRA, arXiv 2312.03732)."""
+    init: Literal["zero", "pissa"] = "zero"
+    """`zero`: A random, B zero. `pissa`: the weight's principal components (arXiv 2404.02948), which learn faster; the rest stays frozen.
+    The artifact is then a LoRA of twice the rank on the unchanged base."""
+    dora: bool = False
+    """Learn the length of each output's weight apart from its direction (DoRA, arXiv 2402.09353). Slower; adds a number per output."""
     dropout: Share = 0.0
     """Dropout on the adapter's input. 0 keeps training and rollouts on the same policy."""
     target_modules: list[str] = Field(default=["all-linear"], min_length=1, max_length=64)
@@ -42,6 +49,8 @@ class OptimizerSpec(SpecModel):
 
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate. 2e-4 is the usual LoRA value, about ten times that of full tuning."""
+    lora_plus_ratio: PositiveFloat = 1.0
+    """Learning rate of an adapter's B as a multiple of that of A (LoRA+, arXiv 2402.12354, which advises 16)."""
     schedule: Schedule = "cosine"
     """Decay after the warm-up: none, or to zero at the last step."""
     warmup_ratio: Share = 0.03
