@@ -12,7 +12,7 @@ from aiohttp import web
 from plumbline.data.synthesis import tokens
 from plumbline.data.synthesis.budget import Budget
 from plumbline.data.synthesis.calls import FAILURES_IN_A_ROW, Calls, worst
-from plumbline.data.synthesis.endpoint import Endpoint, key_of
+from plumbline.data.synthesis.endpoint import FAILED, Endpoint, key_of
 from plumbline.data.synthesis.pace import Pace
 from plumbline.data.synthesis.program import SPENT, Request, Sampling, ask
 from plumbline.errors import InvalidInput, PlumblineError
@@ -182,6 +182,15 @@ def test_connections_that_break(serve: Serve, tmp_path: Path, how: str) -> None:
         teacher, timeout = serve(fault=fault), 20.0
     assert texts(asked(teacher, [question("q")], tmp_path, timeout=timeout)) == ["Q"]
     assert len(teacher.bodies) == 3
+
+
+def test_a_call_that_never_ends_is_given_up_after_three_tries(serve: Serve, tmp_path: Path) -> None:
+    teacher = serve(delay=lambda count: 30.0)
+    (reply,) = asked(teacher, [question("q")], tmp_path, timeout=0.2)
+    assert reply.problem == FAILED
+    assert reply.text == "no whole answer in 0.2 s (3 tries)"
+    assert len(teacher.bodies) == 3
+
 
 
 def test_a_redirect_is_not_followed_with_the_key(serve: Serve, tmp_path: Path) -> None:

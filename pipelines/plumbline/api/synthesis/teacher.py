@@ -52,4 +52,4 @@ class CallsSpec(SpecModel):
     tokens_per_minute: PositiveInt | None = None
     """At most this many tokens a minute (prompt and longest answer, corrected when the answer is there)."""
     timeout_seconds: PositiveInt = 600
-    """A call without a whole answer after this long is tried again (the OpenAI client's limit is 600)."""
+    """A call without a whole answer after this long is tried again, twice at most (the OpenAI client's limit is 600)."""

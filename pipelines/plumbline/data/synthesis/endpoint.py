@@ -22,6 +22,7 @@ from plumbline.evaluation.journal import Reply
 
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before each further try of one call
 RUBBISH_TRIES = 3  # of a call whose answers come with status 200 and are none
+TIMED_OUT_TRIES = 3  # of a call: each is as long as the longest answer may take
 LONGEST_WAIT = 600.0  # seconds that a server may ask to wait; longer is another attempt's business
 TOLD_EVERY = 30.0  # seconds between two words about tries that fail
 SLACK = 256  # tokens; short limits are not taken at their word
@@ -116,7 +117,7 @@ class Endpoint:
             PlumblineError: the server wants no more calls now.
         """
         waste = [0, 0]
-        rubbish = failures = 0
+        rubbish = failures = timeouts = 0
         waited = 0.0
         while True:
             delay = 0.0
@@ -124,6 +125,7 @@ class Endpoint:
                 status, headers, text = await self._post(session, request)
             except TimeoutError:
                 problem = f"no whole answer in {self._timeout.total:g} s"
+                timeouts += 1
             except (aiohttp.InvalidURL, UnicodeError) as error:
                 raise InvalidInput(f"{self.where}.endpoint: '{self._url}' is no URL; give http(s)://HOST/…/v1") from error
             except aiohttp.ClientError as error:
@@ -157,7 +159,7 @@ class Endpoint:
                 else:
                     return _with_waste(self._refusal(status, text), waste)
             failures += not delay or waited > LONGEST_WAIT  # a wait that the server asked for is no failed try
-            if failures > len(self._delays):
+            if failures > len(self._delays) or timeouts == TIMED_OUT_TRIES:
                 return _with_waste(Reply(f"{problem} ({failures} tries)", "", problem=FAILED), waste)
             self._tell(problem)
             await asyncio.sleep(delay or self._delays[failures - 1])
