@@ -112,7 +112,7 @@ def ours(model: Any, tokenizer: Any, rows: list[Any], task: str, steps: int) -> 
     from plumbline.training.world import World
 
     spec = OptimizerSpec(learning_rate=RATE, schedule="constant", warmup_ratio=0.0)
-    engine = TrainEngine(TargetLogProbs(model), spec, World(0, 1, torch.device("cpu")), "replicate")
+    engine = TrainEngine(TargetLogProbs(model), spec, World(0, 1, torch.device("cpu")))
     objective = sft if task == "sft" else dpo(BETA)
 
     def unit(i: int) -> list[Sequence]:

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from plumbline.api.crd import render
 from plumbline.api.stages.extend_tokenizer import ExtendTokenizerSpec
 from plumbline.api.stages.sft import EmbeddingsSpec, SftSpec
-from plumbline.api.stages.training import OptimizerSpec
+from plumbline.api.stages.training import OptimizerSpec, ParallelismSpec
 from plumbline.artifacts import ArtifactCorrupt
 from plumbline.builtin import skills
 from plumbline.errors import InvalidInput
@@ -426,7 +426,7 @@ def sequences(count: int, seed: int = 0) -> list[Sequence]:
 
 def engine_of(reference: ModelReference, embeddings: EmbeddingsSpec | None, world: World, sharding: str) -> TrainEngine:
     model = build_trainable(reference, SftSpec(max_length=64), "spec.stages[1].sft", True, embeddings)
-    return TrainEngine(model, OptimizerSpec(), world, sharding)  # type: ignore[arg-type]
+    return TrainEngine(model, OptimizerSpec(), world, ParallelismSpec(sharding=sharding))  # type: ignore[arg-type]
 
 
 ALONE = World(0, 1, torch.device("cpu"))

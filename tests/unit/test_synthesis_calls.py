@@ -192,7 +192,6 @@ def test_a_call_that_never_ends_is_given_up_after_three_tries(serve: Serve, tmp_
     assert len(teacher.bodies) == 3
 
 
-
 def test_a_redirect_is_not_followed_with_the_key(serve: Serve, tmp_path: Path) -> None:
     other = serve()
 

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 
-from plumbline.api.stages.training import AdapterSpec, CheckpointSpec, OptimizerSpec, TrainingSpec
+from plumbline.api.stages.training import AdapterSpec, CheckpointSpec, OptimizerSpec, ParallelismSpec, TrainingSpec
 from plumbline.builtin import skills
 from plumbline.errors import InvalidInput
 from plumbline.external import TINY
@@ -48,14 +48,14 @@ def trainable(reference: ModelReference = REFERENCE, packing: bool = True, **ada
     return build_trainable(reference, TrainingSpec(adapter=AdapterSpec(**adapter), max_length=128), "sft", packing)
 
 
-def new_engine(world: World = ALONE, sharding: str = "replicate") -> TrainEngine:
+def new_engine(world: World = ALONE, **parallelism: Any) -> TrainEngine:
     model = trainable(rank=4)
     with torch.no_grad():  # B starts at zero, which would hide the gradient of A
         generator = torch.Generator().manual_seed(1)
         for name, p in model.adapter_parameters().items():
             if "lora_B" in name:
                 p.copy_(0.1 * torch.randn(p.shape, generator=generator))
-    return TrainEngine(model, OPTIMIZER, world, sharding)  # type: ignore[arg-type]
+    return TrainEngine(model, OPTIMIZER, world, ParallelismSpec(**parallelism))
 
 
 def gradient_step(layout: list[MicroBatch], engine: TrainEngine | None = None) -> tuple[dict[str, float], torch.Tensor]:
@@ -80,6 +80,29 @@ def test_packing_padding_and_accumulation_give_the_same_step() -> None:
         assert metrics["gradNorm"] == pytest.approx(expected["gradNorm"], rel=1e-4), name
         # one AdamW step has size ~lr whatever the gradient, so weights tell sign flips and scale errors of Adam's input
         assert torch.allclose(found, weights, atol=2e-4), name
+
+
+def test_layers_computed_again_give_the_same_step() -> None:
+    batches = micro_batches([[s] for s in chats(12)], micro_batch_tokens=512, row_tokens=64)
+    kept = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.numel()
+        return tensor
+
+    found = []
+    for again in (False, True):
+        engine = new_engine(activation_checkpointing=again)
+        kept = 0
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            engine.model(batches[0])
+        saved = kept
+        found.append((saved, engine.step(batches, sft, 1e-2), engine.full_parameters()))
+    (all_of_it, metrics, parameters), (inputs_only, same, equal) = found
+    assert inputs_only < all_of_it / 3
+    assert metrics == same
+    assert all(torch.equal(parameters[name], equal[name]) for name in parameters)
 
 
 def test_packed_sequences_do_not_see_each_other() -> None:
@@ -386,18 +409,19 @@ def test_equal_rewards_are_no_advantage_whatever_the_rounding() -> None:
     assert not group_advantages(torch.full((2, 8), 0.3), scale=True).any()
 
 
-def _steps(sharding: str, file: str) -> None:
+def _steps(parallelism: dict[str, Any], file: str) -> None:
     world = World.current()
     units = [[s] for s in chats(20)]
     mine = micro_batches(units[world.rank :: world.size], micro_batch_tokens=64 if world.rank == 0 else 10**9)
-    engine = new_engine(world, sharding)
+    engine = new_engine(world, **parallelism)
     metrics = engine.step(mine, sft, 1e-2)
     weights = engine.full_parameters()
     again = engine.step(mine, sft, 1e-2)
     engine.restore(weights, engine.optimizer_state())
     restored = engine.full_parameters()
     assert all(torch.equal(weights[name], restored[name]) for name in weights)
-    head = TrainEngine(trainable(target_modules=["q_proj", "lm_head"]), OPTIMIZER, world, sharding)  # type: ignore[arg-type]
+    with_head = trainable(target_modules=["q_proj", "lm_head"])
+    head = TrainEngine(with_head, OPTIMIZER, world, ParallelismSpec(**parallelism))
     start = head.log_probs(mine[:1])[0]
     head.step(mine, sft, 1e-2)
     with head.reference():
@@ -407,11 +431,15 @@ def _steps(sharding: str, file: str) -> None:
         torch.save({"metrics": metrics, "again": again, "weights": torch.cat([w.flatten() for w in weights.values()])}, file)
 
 
-@pytest.mark.parametrize("sharding", ["fsdp2", "replicate"])
-def test_two_ranks_give_the_step_of_one(sharding: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "parallelism",
+    [{"sharding": "fsdp2"}, {"sharding": "fsdp2", "activation_checkpointing": True}, {"sharding": "replicate"}],
+    ids=["fsdp2", "fsdp2, layers again", "replicate"],
+)
+def test_two_ranks_give_the_step_of_one(parallelism: dict[str, Any], tmp_path: Path) -> None:
     """Ranks with different numbers of micro-batches, under plain torch.distributed."""
     out = str(tmp_path / "rank0.pt")
-    run_ranks(_steps, sharding, out)
+    run_ranks(_steps, parallelism, out)
     found = torch.load(out, weights_only=True)
     engine = new_engine()
     units = [[s] for s in chats(20)]

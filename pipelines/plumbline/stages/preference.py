@@ -43,7 +43,7 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
     encoder = Encoder(tokenizer := load_tokenizer(job.reference), spec.max_length)
     if "good_marker" in options:  # an input model that was tuned so has a template that marks by itself
         tokenizer.chat_template = unmarked(str(tokenizer.chat_template))
-    engine = TrainEngine(build_trainable(job.reference, spec, job.where), spec.optimizer, world, spec.parallelism.sharding)
+    engine = TrainEngine(build_trainable(job.reference, spec, job.where), spec.optimizer, world, spec.parallelism)
 
     def unit(i: int) -> list[Sequence] | None:
         """The sequences of a row; None when one of them is too long."""

@@ -48,7 +48,7 @@ def work(job: TrainingJob[RewardModelSpec], world: World, report: ReportStep) ->
     encoder = Encoder(load_tokenizer(job.reference), spec.max_length)
     encode = pair_by_score if spec.learn_from == "pairs" else ranking
     model = Rewards(build_trainable(job.reference, spec, job.where).peft_model, spec.seed)
-    engine = TrainEngine(model, spec.optimizer, world, spec.parallelism.sharding)
+    engine = TrainEngine(model, spec.optimizer, world, spec.parallelism)
 
     def unit(i: int) -> Unit | None:
         """The answers of a row; None when one of them is too long."""

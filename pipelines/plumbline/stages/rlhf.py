@@ -57,7 +57,7 @@ def work(job: RlhfJob, world: World, report: ReportStep) -> None:
     tokenizer = load_tokenizer(job.reference)
     prompts, references = _prompts(job, tokenizer)
     model = build_trainable(job.reference, spec, job.where)
-    engine = TrainEngine(model, spec.optimizer, world, spec.parallelism.sharding, spec.sampling.temperature)
+    engine = TrainEngine(model, spec.optimizer, world, spec.parallelism, spec.sampling.temperature)
     config = model.adapter_config()
     pool = job.pool.share(world.rank, world.size)
 

@@ -32,7 +32,7 @@ def work(job: TrainingJob[SftSpec], world: World, report: ReportStep) -> None:
     tokenizer = load_tokenizer(job.reference)
     chats = load_rows(job.dataset, "messages")["messages"].to_pylist()
     model = build_trainable(job.reference, spec, job.where, spec.packing, spec.embeddings)
-    engine = TrainEngine(model, spec.optimizer, world, spec.parallelism.sharding)
+    engine = TrainEngine(model, spec.optimizer, world, spec.parallelism)
 
     def encode(i: int) -> Sequence:
         return encode_chat(tokenizer, chats[i], spec.max_length + 1, spec.train_on)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from functools import partial
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
 
-from plumbline.api.stages.training import OptimizerSpec
+from plumbline.api.stages.training import OptimizerSpec, ParallelismSpec
 from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
 from plumbline.training.model import TargetLogProbs
@@ -36,11 +37,14 @@ class TrainEngine:
         model: TargetLogProbs,
         spec: OptimizerSpec,
         world: World,
-        sharding: Literal["fsdp2", "replicate"] = "fsdp2",
+        parallelism: ParallelismSpec = ParallelismSpec(),  # noqa: B008 - it never changes
         temperature: float = 1.0,
     ) -> None:
         self.world, self.spec, self.temperature = world, spec, temperature
-        self.sharded = sharding == "fsdp2" and world.size > 1
+        self.sharded = parallelism.sharding == "fsdp2" and world.size > 1
+        if parallelism.activation_checkpointing:
+            for layer in model.layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         if self.sharded:
             mesh = init_device_mesh(world.device.type, (world.size,))
             for layer in model.layers:
