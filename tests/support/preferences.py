@@ -1,15 +1,22 @@
-"""Preference datasets about the built-in skills, as finished artifacts."""
+"""Preference datasets about the built-in skills, as finished artifacts; and jobs on them that die and go on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
+import torch
 
 from plumbline.artifacts import Artifact, file_digest
 from plumbline.builtin import skills
 from plumbline.data.dataset import DatasetWriter
+from plumbline.training.loop import ReportStep
+from plumbline.training.world import World
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def say(text: str) -> list[dict[str, str]]:
@@ -54,3 +61,29 @@ def dataset(folder: Path, form: str, count: int = 24) -> Artifact:
         for path in folder.rglob("*.parquet")
     }
     return Artifact(str(folder), {"files": files, "stage": "data", "kind": "curate", "details": {"rows": count}})
+
+
+Worker = Callable[[Any, World, ReportStep], None]
+
+
+def killed_and_resumed(work: Worker, straight: Any, killed: Any, at: int = 5) -> dict[str, torch.Tensor]:
+    """Run one job undisturbed, and its twin through a death after step `at`; the parameters, which must end bit-equal."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(step: int, total: int, metrics: dict[str, float]) -> None:
+        if step == at:
+            raise Killed
+
+    work(straight, ALONE, lambda *_: None)
+    with pytest.raises(Killed):
+        work(killed, ALONE, die)
+    work(killed, ALONE, lambda *_: None)
+    ends = [one.store.latest() for one in (straight, killed)]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert ends[0].parameters.keys() == ends[1].parameters.keys()
+    assert all(torch.equal(ends[0].parameters[name], ends[1].parameters[name]) for name in ends[0].parameters)
+    parameters: dict[str, torch.Tensor] = ends[0].parameters
+    return parameters

@@ -21,11 +21,10 @@ from plumbline.training.encode import encode_prompt
 from plumbline.training.preferences import METHODS, Encoder, marked, marking, unmarked
 from plumbline.training.tuning import TrainingJob
 from plumbline.training.world import World
-from support.preferences import dataset, rows, say
+from support.preferences import ALONE, dataset, killed_and_resumed, rows, say
 from support.ranks import run_ranks
 
 REFERENCE = ModelReference(TINY)
-ALONE = World(0, 1, torch.device("cpu"))
 
 
 def job(
@@ -68,24 +67,7 @@ def test_every_objective_learns_its_rows(objective: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("objective", ["dpo", "kto", "coh"])
 def test_interrupted_tuning_ends_bit_equal(objective: str, tmp_path: Path) -> None:
-    history(straight := job(tmp_path / "straight", objective, steps=8))
-    killed = job(tmp_path / "killed", objective, steps=8)
-
-    class Killed(BaseException):
-        pass
-
-    def die(step: int, total: int, metrics: dict[str, float]) -> None:
-        if step == 5:
-            raise Killed
-
-    with pytest.raises(Killed):
-        work(killed, ALONE, die)
-    history(killed)
-    ends = [one.store.latest() for one in (straight, killed)]
-    assert ends[0] is not None
-    assert ends[1] is not None
-    assert ends[0].parameters.keys() == ends[1].parameters.keys()
-    assert all(torch.equal(ends[0].parameters[name], ends[1].parameters[name]) for name in ends[0].parameters)
+    killed_and_resumed(work, *(job(tmp_path / name, objective, steps=8) for name in ("straight", "killed")))
 
 
 def test_damaged_reference_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,11 +24,10 @@ from plumbline.training.model import build_trainable
 from plumbline.training.reward_model import HEAD, RewardModel, Rewards, rewards_of
 from plumbline.training.tuning import TrainingJob
 from plumbline.training.world import World
-from support.preferences import dataset, rows
+from support.preferences import ALONE, dataset, killed_and_resumed, rows
 from support.ranks import run_ranks
 
 REFERENCE = ModelReference(TINY)
-ALONE = World(0, 1, torch.device("cpu"))
 
 
 def job(tmp_path: Path, learn_from: str = "pairs", steps: int = 12, **fields: object) -> TrainingJob[RewardModelSpec]:
@@ -98,23 +97,7 @@ def test_a_score_does_not_depend_on_company_or_padding() -> None:
 
 def test_interrupted_training_ends_bit_equal_with_the_same_statistics(tmp_path: Path) -> None:
     straight, killed = (job(tmp_path / name, steps=7) for name in ("straight", "killed"))
-    work(straight, ALONE, lambda *_: None)
-
-    class Killed(BaseException):
-        pass
-
-    def die(step: int, total: int, metrics: dict[str, float]) -> None:
-        if step == 5:
-            raise Killed
-
-    with pytest.raises(Killed):
-        work(killed, ALONE, die)
-    work(killed, ALONE, lambda *_: None)
-    ends = [one.store.latest() for one in (straight, killed)]
-    assert ends[0] is not None
-    assert ends[1] is not None
-    assert HEAD in ends[0].parameters
-    assert all(torch.equal(ends[0].parameters[name], ends[1].parameters[name]) for name in ends[0].parameters)
+    assert HEAD in killed_and_resumed(work, straight, killed)
     kept = [one.store.load_tensors(STATISTICS) for one in (straight, killed)]
     assert kept[0] == kept[1]
     (tmp_path / "killed" / "checkpoints" / f"{STATISTICS}.tensors").unlink()  # killed after the last checkpoint

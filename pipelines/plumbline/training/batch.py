@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -144,6 +144,26 @@ def micro_batches(
     width = max((len(unit) for unit in units), default=1)
     groups = split_rows([[i] for i in range(len(units))], longest, max(1, micro_batch_tokens // width))
     return [collate([[sequence] for row in group for i in row for sequence in units[i]]) for group in groups]
+
+
+def ask_in_order(
+    sequences: list[Sequence], ask: Callable[[list[MicroBatch]], list[torch.Tensor]], *, micro_batch_tokens: int
+) -> list[float]:
+    """One number for each sequence, in order, whatever the layout.
+
+    Args:
+        sequences: whose `values` are free to be replaced.
+        ask: micro-batches → [S] numbers of the sequences of each; called also with none, as ranks must keep step.
+        micro_batch_tokens: bound on R·T.
+    """
+    for place, sequence in enumerate(sequences):
+        sequence.values = {"place": float(place)}
+    found = [0.0] * len(sequences)
+    batches = micro_batches([[sequence] for sequence in sequences], micro_batch_tokens=micro_batch_tokens)
+    for batch, numbers in zip(batches, ask(batches), strict=True):
+        for place, number in zip(batch.per_sequence["place"].tolist(), numbers.tolist(), strict=True):
+            found[int(place)] = number
+    return found
 
 
 def collate(rows: list[list[Sequence]]) -> MicroBatch:

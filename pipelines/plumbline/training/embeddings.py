@@ -41,6 +41,7 @@ class SplitHead(nn.Module):
     def __init__(self, frozen: nn.Parameter, rows: nn.Parameter) -> None:
         super().__init__()
         self.frozen, self.output_rows = frozen, rows
+        self.out_features = len(frozen) + len(rows)  # before they are sharded
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         linear = nn.functional.linear

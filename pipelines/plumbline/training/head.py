@@ -19,7 +19,7 @@ def target_log_probs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tenso
     """[N] log-probabilities, float32, of `targets` under softmax(head(hidden) / temperature).
 
     Args:
-        head: the output layer.
+        head: the output layer; says its `out_features`.
         hidden: [N, H], those positions only that predict a target.
         targets: [N] tokens.
         temperature: above 0.
@@ -27,7 +27,7 @@ def target_log_probs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tenso
     if type(head) is nn.Linear and not head.weight.requires_grad:
         logps: torch.Tensor = _FrozenHead.apply(hidden, head.weight, head.bias, targets, temperature)
         return logps
-    rows = _rows(getattr(head, "out_features", None) or _width(head, hidden))
+    rows = _rows(int(head.out_features))
     if len(hidden) <= rows or not torch.is_grad_enabled():
         return torch.cat(
             [_log_probs(head, h, t, temperature) for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)]
@@ -42,12 +42,6 @@ def _log_probs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, tem
 
 def _rows(vocabulary: int) -> int:
     return max(LEAST_ROWS, min(MOST_ROWS, CHUNK_LOGITS // vocabulary))
-
-
-def _width(head: nn.Module, hidden: torch.Tensor) -> int:
-    """Vocabulary of a head that does not say."""
-    with torch.no_grad():
-        return int(head(hidden[:1]).shape[-1]) if len(hidden) else 1
 
 
 class _FrozenHead(torch.autograd.Function):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from plumbline.training.batch import Sequence, micro_batches
+from plumbline.training.batch import MicroBatch, Sequence, ask_in_order
 from plumbline.training.checkpoint import CheckpointStore
 from plumbline.training.engine import TrainEngine
 
@@ -43,18 +43,17 @@ def reference_log_probs(
     if kept is not None:
         table = kept[NAME]
     mine = [] if known else rows[world.rank :: world.size]
+
+    def summed(batches: list[MicroBatch]) -> list[torch.Tensor]:
+        return [batch.summed(logps) for batch, logps in zip(batches, engine.log_probs(batches), strict=True)]
+
     for start in range(0, world.maximum(len(mine)), CHUNK):
-        sequences: list[list[Sequence]] = []
-        places: list[tuple[int, int]] = []
-        for row in mine[start : start + CHUNK]:
-            for number, sequence in enumerate(unit(row) or []):
-                sequence.values = {"place": float(len(places))}
-                sequences.append([sequence])
-                places.append((row, number))
-        batches = micro_batches(sequences, micro_batch_tokens=micro_batch_tokens)
-        for batch, logps in zip(batches, engine.log_probs(batches), strict=True):
-            for place, value in zip(batch.per_sequence["place"].tolist(), batch.summed(logps), strict=True):
-                table[places[int(place)]] = value
+        units = [(row, unit(row) or []) for row in mine[start : start + CHUNK]]
+        places = [(row, number) for row, sequences in units for number in range(len(sequences))]
+        asked = [sequence for _, sequences in units for sequence in sequences]
+        found = ask_in_order(asked, summed, micro_batch_tokens=micro_batch_tokens)
+        for place, value in zip(places, found, strict=True):
+            table[place] = value
     table = world.sum(table.to(world.device)).cpu()  # one rank has a row, the others zeros: exact
     if world.rank == 0 and not known:
         store.save_tensors(NAME, {NAME: table})

@@ -13,7 +13,7 @@ from plumbline.data.row import Chat
 from plumbline.errors import InvalidInput
 from plumbline.models.load import load_base, load_tokenizer
 from plumbline.models.reference import ModelReference
-from plumbline.training.batch import MicroBatch, Sequence, micro_batches
+from plumbline.training.batch import MicroBatch, Sequence, ask_in_order
 from plumbline.training.encode import encode_chat
 from plumbline.training.model import TargetLogProbs
 
@@ -95,11 +95,8 @@ class RewardModel:
 def rewards_of(model: Rewards, sequences: list[Sequence], micro_batch_tokens: int) -> list[float]:
     """Raw rewards, in order."""
     device = model.head.weight.device
-    for place, sequence in enumerate(sequences):
-        sequence.values = {"place": float(place)}
-    found = [0.0] * len(sequences)
-    for batch in micro_batches([[s] for s in sequences], micro_batch_tokens=micro_batch_tokens):
-        rewards = model(batch.to(device)).tolist()
-        for place, value in zip(batch.per_sequence["place"].tolist(), rewards, strict=True):
-            found[int(place)] = value
-    return found
+
+    def rewards(batches: list[MicroBatch]) -> list[torch.Tensor]:
+        return [model(batch.to(device)) for batch in batches]
+
+    return ask_in_order(sequences, rewards, micro_batch_tokens=micro_batch_tokens)
