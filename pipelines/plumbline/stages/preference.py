@@ -21,8 +21,6 @@ from plumbline.training.schedule import batch_indices, total_steps
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
 
-PER_STEP = ("pairs", "chosenTargets")
-
 
 def run(context: StageContext, spec: PreferenceSpec) -> None:
     """Train the adapter and hand it over as a Model."""
@@ -58,13 +56,14 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
                 sequence.values["ranking"] = float(place)
                 if references is not None:
                     sequence.values["reference"] = float(references[i, number])
-        whole = dict(zip(PER_STEP, world.totals(len(units), sum(u[0].targets for _, u in units)), strict=True))
+        targets = sum(encoded[0].targets for _, encoded in units)
+        pairs, targets_of_all, left_out = world.totals(len(units), targets, len(mine) - len(units))
+        whole = {"pairs": pairs, "chosenTargets": targets_of_all}
         if method.baseline:
             whole["kl"] = _divergence(engine, [[u.pop()] for _, u in units], spec.micro_batch_tokens)
         made = micro_batches([u for _, u in units], micro_batch_tokens=spec.micro_batch_tokens)
         for batch in made:
             batch.per_step = whole
-        (left_out,) = world.totals(len(mine) - len(units))
         return [made], {"leftOut": left_out}
 
     if not any(unit(i) for i in range(len(rows))):
