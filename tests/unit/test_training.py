@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from plumbline.external import TINY
 from plumbline.models.load import load_base, load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.training.batch import MicroBatch, Sequence, collate, micro_batches, pack, split_rows
-from plumbline.training.checkpoint import CheckpointStore
+from plumbline.training.checkpoint import CheckpointStore, CheckpointWriter
 from plumbline.training.encode import encode_chat, encode_prompt
 from plumbline.training.engine import TrainEngine
 from plumbline.training.loop import train
@@ -52,7 +53,7 @@ def new_engine(world: World = ALONE, **parallelism: Any) -> TrainEngine:
     model = trainable(rank=4)
     with torch.no_grad():  # B starts at zero, which would hide the gradient of A
         generator = torch.Generator().manual_seed(1)
-        for name, p in model.adapter_parameters().items():
+        for name, p in model.trainable().items():
             if "lora_B" in name:
                 p.copy_(0.1 * torch.randn(p.shape, generator=generator))
     return TrainEngine(model, OPTIMIZER, world, ParallelismSpec(**parallelism))
@@ -239,7 +240,7 @@ def test_without_shuffling_each_epoch_goes_in_the_order_of_the_rows() -> None:
 
 def test_reference_is_the_starting_adapter() -> None:
     batch = collate([[chats(1)[0]]])
-    engine = new_engine()
+    engine = TrainEngine(new_engine().model, OPTIMIZER, ALONE, keep_reference=True)
     before = engine.log_probs([batch])[0]
     engine.step([batch], sft, 1e-2)
     after = engine.log_probs([batch])[0]
@@ -289,10 +290,10 @@ def test_resumed_run_ends_bit_equal(tmp_path: Path, shuffle: bool) -> None:
 def test_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     straight = run_training(tmp_path / "straight")
     run_training(tmp_path / "killed", stop_after=7)
-    newest = tmp_path / "killed" / "step-00000006"
-    content = bytearray((newest / "parameters.safetensors").read_bytes())
+    (shard,) = (tmp_path / "killed" / "step-00000006").glob("*.safetensors")
+    content = bytearray(shard.read_bytes())
     content[-1] ^= 1
-    (newest / "parameters.safetensors").write_bytes(content)
+    shard.write_bytes(content)
     latest = CheckpointStore(str(tmp_path / "killed")).latest()
     assert latest is not None
     assert latest.step == 3
@@ -310,8 +311,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_weights() -> None:
     def broken(logps: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, dict]:  # type: ignore[type-arg]
         return logps.sum() * float("nan"), torch.tensor(1.0), {}
 
-    with pytest.raises(InvalidInput, match="learningRate"):
-        engine.step([collate([[chats(1)[0]]])], broken, 1e-2)
+    bad = replace(chats(1)[0], row=17)
+    with pytest.raises(InvalidInput, match=r"batch of the dataset's row 17 \(counted from 0\).*learningRate"):
+        engine.step([collate([[bad]])], broken, 1e-2)
     assert all(torch.equal(value, engine.full_parameters()[name]) for name, value in before.items())
 
 
@@ -320,7 +322,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_weights() -> None:
     [{}, {"rank_stabilised": True}, {"dora": True}, {"init": "pissa"}, {"init": "pissa", "rank_stabilised": True}],
 )
 def test_every_kind_of_adapter_learns_and_is_what_peft_loads(kind: dict[str, Any], tmp_path: Path) -> None:
-    engine = TrainEngine(trainable(rank=4, **kind), OPTIMIZER, ALONE)
+    engine = TrainEngine(trainable(rank=4, **kind), OPTIMIZER, ALONE, keep_reference=True)
     start = engine.full_parameters()
     batches = micro_batches([[s] for s in chats(8)], micro_batch_tokens=512, row_tokens=64)
     losses = [engine.step(batches, sft, 1e-2)["loss"] for _ in range(6)]
@@ -416,12 +418,20 @@ def _steps(parallelism: dict[str, Any], file: str) -> None:
     engine = new_engine(world, **parallelism)
     metrics = engine.step(mine, sft, 1e-2)
     weights = engine.full_parameters()
+    store = CheckpointStore(str(Path(file).parent / "store"))
+    writer = CheckpointWriter(store, world.rank, world.size, saver=1)
+    writer.save(1, engine.pieces(), [{}], {})
     again = engine.step(mine, sft, 1e-2)
-    engine.restore(weights, engine.optimizer_state())
+    after = engine.full_parameters()
+    writer.wait()
+    world.maximum(0)
+    engine.restore(store.load(1))
     restored = engine.full_parameters()
     assert all(torch.equal(weights[name], restored[name]) for name in weights)
+    assert engine.step(mine, sft, 1e-2) == again
+    assert all(torch.equal(after[name], p) for name, p in engine.full_parameters().items())
     with_head = trainable(target_modules=["q_proj", "lm_head"])
-    head = TrainEngine(with_head, OPTIMIZER, world, ParallelismSpec(**parallelism))
+    head = TrainEngine(with_head, OPTIMIZER, world, ParallelismSpec(**parallelism), keep_reference=True)
     start = head.log_probs(mine[:1])[0]
     head.step(mine, sft, 1e-2)
     with head.reference():

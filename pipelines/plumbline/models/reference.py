@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from plumbline.artifacts import Artifact, Workspace
 from plumbline.errors import PlumblineError
 from plumbline.plan import Plan
 
 EMBEDDINGS = "embeddings.safetensors"
+WEIGHTS = "weights"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,24 @@ class ModelReference:
     def embeddings_file(self) -> Path | None:
         """Local file with the embedding rows that the artifact brings (`models.embeddings`), None where there is none."""
         return self._part(EMBEDDINGS)
+
+    def weights_folder(self) -> Path | None:
+        """Local folder in Hugging Face form with the whole weights that training has changed; None where they are the base's.
+
+        Raises:
+            PlumblineError: the artifact that holds them has been deleted since.
+        """
+        source = self.inherited().get(WEIGHTS)
+        return replace(self, **source)._part(WEIGHTS) if source else None
+
+    def inherited(self) -> dict[str, Any]:
+        """Details that a model trained from this one has of it: which artifact holds the whole weights below its adapter."""
+        artifact = self.artifact()
+        if artifact is None:
+            return {}
+        if self._part(WEIGHTS) is not None:
+            return {WEIGHTS: {"kind": self.kind, "fingerprint": self.fingerprint}}
+        return {WEIGHTS: artifact.details[WEIGHTS]} if WEIGHTS in artifact.details else {}
 
     def tokenizer_folder(self) -> Path | None:
         """Local folder with the tokenizer that the artifact brings, None for the bare base."""

@@ -19,12 +19,14 @@ class Sequence:
         trained: for each token, whether it is a target. The first token can never be one.
         values: numbers that the objective needs: a float for the sequence, or a list with one per target.
         inputs: what the model reads in the place of `ids`, where it is not to see them all.
+        row: number of its row in the dataset, -1 if it is of none.
     """
 
     ids: list[int]
     trained: list[bool]
     values: dict[str, float | list[float]] = field(default_factory=dict)
     inputs: list[int] | None = None
+    row: int = -1
 
     @property
     def targets(self) -> int:
@@ -50,6 +52,7 @@ class MicroBatch:
         size: S.
         per_sequence: name → [S];  per_target: name → [N].
         per_step: numbers of the whole optimizer step over all ranks, which no micro-batch can know of itself.
+        rows: for each sequence, the number of its row in the dataset, -1 if it is of none.
     """
 
     input_ids: torch.Tensor
@@ -61,6 +64,7 @@ class MicroBatch:
     per_sequence: dict[str, torch.Tensor] = field(default_factory=dict)
     per_target: dict[str, torch.Tensor] = field(default_factory=dict)
     per_step: dict[str, float] = field(default_factory=dict)
+    rows: list[int] = field(default_factory=list)
 
     def summed(self, logps: torch.Tensor) -> torch.Tensor:
         """[S] sums of per-target numbers [N] over each sequence."""
@@ -82,6 +86,7 @@ class MicroBatch:
             {name: tensor.to(device) for name, tensor in self.per_sequence.items()},
             {name: tensor.to(device) for name, tensor in self.per_target.items()},
             self.per_step,
+            self.rows,
         )
 
     @classmethod
@@ -195,7 +200,7 @@ def collate(rows: list[list[Sequence]]) -> MicroBatch:
             position_ids[r, start:] = torch.arange(width - start)
     batch = MicroBatch(
         input_ids, position_ids, torch.tensor(predict_at, dtype=torch.long), torch.tensor(targets, dtype=torch.long),
-        torch.tensor(owner, dtype=torch.long), len(sequences),
+        torch.tensor(owner, dtype=torch.long), len(sequences), rows=[sequence.row for sequence in sequences],
     )  # fmt: skip
     for name, value in sequences[0].values.items():
         if isinstance(value, list):

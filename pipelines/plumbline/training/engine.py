@@ -6,16 +6,17 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from plumbline.api.stages.training import OptimizerSpec, ParallelismSpec
 from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
+from plumbline.training.checkpoint import OPTIMIZER, PARAMETERS, Checkpoint, Piece
 from plumbline.training.model import TargetLogProbs
 from plumbline.training.world import World
 
@@ -23,6 +24,8 @@ Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Name → (sum, count): a mean whose parts can be added over micro-batches and ranks."""
 Objective = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, torch.Tensor, Metrics]]
 """(log-probs [N], batch) → (loss sum, normaliser, metrics). Pure."""
+
+ROWS_NAMED = 10
 
 
 class TrainEngine:
@@ -39,28 +42,30 @@ class TrainEngine:
         world: World,
         parallelism: ParallelismSpec = ParallelismSpec(),  # noqa: B008 - it never changes
         temperature: float = 1.0,
+        keep_reference: bool = False,
     ) -> None:
         self.world, self.spec, self.temperature = world, spec, temperature
-        self.sharded = parallelism.sharding == "fsdp2" and world.size > 1
-        if parallelism.activation_checkpointing:
-            for layer in model.layers:
-                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        self.sharded = parallelism.sharding == "fsdp2" and (world.size > 1 or parallelism.cpu_offload)
+        for layer in model.layers if parallelism.activation_checkpointing else []:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        for layer in model.layers if parallelism.compile else []:
+            layer.compile(dynamic=True)  # micro-batches differ in shape
         if self.sharded:
-            mesh = init_device_mesh(world.device.type, (world.size,))
+            shard = partial(fully_shard, mesh=world.mesh(), **_policies(model, world, parallelism))
             for layer in model.layers:
-                fully_shard(layer, mesh=mesh)  # moves its own shard to the device: the whole base need not fit there
-            fully_shard(model, mesh=mesh, reshard_after_forward=True)  # else a forward after `reference` sees old weights
+                shard(layer)  # moves its own shard to the device: the whole base need not fit there
+            shard(model, reshard_after_forward=True)  # else a forward after `reference` sees old weights
         else:
             model.to(world.device)
         self.model = model
-        self.parameters = model.adapter_parameters()
+        self.parameters = model.trainable()
         fast = {name for name in self.parameters if ".lora_B." in name} if spec.lora_plus_ratio != 1 else set()
         groups = [
             {"params": [p for name, p in self.parameters.items() if (name in fast) == is_fast], "ratio": ratio}
             for is_fast, ratio in ((False, 1.0), (True, spec.lora_plus_ratio))
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.999))
-        self._reference = {name: _local(p).clone() for name, p in self.parameters.items()}
+        self._reference = {name: _local(p).clone() for name, p in self.parameters.items() if keep_reference}
 
     def step(self, micro_batches: list[MicroBatch], objective: Objective, rate: float) -> dict[str, float]:
         """One optimizer step.
@@ -74,22 +79,24 @@ class TrainEngine:
             Means over all ranks: `loss`, `gradNorm`, `learningRate`, `tokens` (targets) and the objective's own.
 
         Raises:
-            InvalidInput: the loss is not a number; weights are left as they were.
+            InvalidInput: the loss is not a number; names the rows, and leaves weights as they were.
         """
         self.model.train_adapter()
         totals: dict[str, torch.Tensor] = {}
         loss_sum = torch.zeros((), device=self.world.device)
         normaliser = torch.zeros((), device=self.world.device)
+        losses: list[tuple[torch.Tensor, list[int]]] = []
         rounds = self.world.maximum(len(micro_batches))  # FSDP2's collectives need the same count everywhere
         for i in range(rounds):
             batch = micro_batches[i] if i < len(micro_batches) else MicroBatch.empty()
             if self.sharded:
                 self.model.set_requires_gradient_sync(i == rounds - 1)
             batch = batch.to(self.world.device)
-            logps = self.model(batch, self.temperature)
+            logps = self._forward(batch)
             loss, weight, metrics = objective(logps, batch) if batch.size else (logps.sum(), torch.zeros(()), {})
             loss.backward()
             loss_sum += loss.detach()
+            losses.append((loss.detach(), batch.rows))
             normaliser += weight
             for name, (value, count) in metrics.items():
                 pair = torch.stack([value.detach().float(), count.float()])
@@ -105,8 +112,8 @@ class TrainEngine:
         if not math.isfinite(float(loss_sum)) or not math.isfinite(norm):
             self.optimizer.zero_grad()
             raise InvalidInput(
-                f"the loss became {float(loss_sum):g} with gradient norm {norm:g}; lower optimizer.learningRate "
-                "(the last checkpoint is good)"
+                f"the loss became {float(loss_sum):g} with gradient norm {norm:g}{self._guilty(losses)}; mend or remove such "
+                "rows, or lower optimizer.learningRate (the last checkpoint is good)"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["ratio"]
@@ -122,12 +129,12 @@ class TrainEngine:
         found = []
         for i in range(self.world.maximum(len(micro_batches))):
             batch = micro_batches[i] if i < len(micro_batches) else MicroBatch.empty()
-            found.append(self.model(batch.to(self.world.device), self.temperature).cpu())
+            found.append(self._forward(batch.to(self.world.device)).cpu())
         return found[: len(micro_batches)]
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the adapter is the one that this stage started from: the reference policy."""
+        """Inside, the weights are those that this stage started from, the reference policy. For `keep_reference` only."""
         present = {name: _local(p).clone() for name, p in self.parameters.items()}
         self._set_local(self._reference)
         try:
@@ -143,23 +150,76 @@ class TrainEngine:
         """Trainable parameters, whole, on the CPU. Every rank must call it."""
         return {name: _full(p.detach()).cpu().clone() for name, p in self.parameters.items()}
 
-    def optimizer_state(self) -> dict[str, torch.Tensor]:
-        """AdamW's moments, whole: `NAME|exp_avg`, `NAME|exp_avg_sq`, `NAME|step`. Every rank must call it."""
-        state: dict[str, torch.Tensor] = {}
+    def pieces(self) -> dict[str, Piece]:
+        """A copy of what this rank keeps of the parameters and of the optimizer's state, for a checkpoint.
+
+        Sharded tensors are there by rows; of whole ones each rank takes its share.
+        """
+        kept: dict[str, Piece] = {}
+        for number, (name, tensor) in enumerate(self._state().items()):
+            if isinstance(tensor, DTensor):
+                start, stop = self._rows(len(tensor))
+                if start < stop:
+                    kept[name] = Piece(_copied(tensor.to_local()), start, tuple(tensor.shape))
+            elif number % self.world.size == self.world.rank:
+                kept[name] = Piece(_copied(tensor), 0, tuple(tensor.shape))
+        return kept
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put back parameters and optimizer state, whatever the number of ranks that saved them."""
+        keys: dict[str, list[str]] = {}
+        for saved in checkpoint.shapes:
+            if saved.startswith(OPTIMIZER):
+                name, _, key = saved.removeprefix(OPTIMIZER).rpartition("|")
+                keys.setdefault(name, []).append(key)
+        for name, p in self.parameters.items():
+            _local(p).copy_(self._own_rows(checkpoint, PARAMETERS + name, p))
+            self.optimizer.state[p] = {}
+            for key in keys.get(name, []):
+                saved = f"{OPTIMIZER}{name}|{key}"
+                if checkpoint.shapes[saved] != tuple(p.shape):  # such as the number of steps
+                    self.optimizer.state[p][key] = checkpoint.rows(saved)
+                    continue
+                local = self._own_rows(checkpoint, saved, p).to(_local(p).device)
+                self.optimizer.state[p][key] = (
+                    DTensor.from_local(local, p.device_mesh, p.placements, shape=p.shape, stride=p.stride(), run_check=False)
+                    if isinstance(p, DTensor)
+                    else local
+                )
+
+    def _forward(self, batch: MicroBatch) -> torch.Tensor:
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.model.compute_dtype == torch.bfloat16):
+            logps: torch.Tensor = self.model(batch, self.temperature)
+        return logps
+
+    def _guilty(self, losses: list[tuple[torch.Tensor, list[int]]]) -> str:
+        """The rows, over all ranks, of micro-batches whose loss is no number; of all where each loss is one."""
+        found = self.world.gather([(math.isfinite(float(loss)), rows) for loss, rows in losses])
+        everyone = [batch for batches in found for batch in batches]
+        wrong = [rows for finite, rows in everyone if not finite] or [rows for _, rows in everyone]
+        numbers = sorted({row for rows in wrong for row in rows if row >= 0})
+        if not numbers:
+            return ""
+        more = f" and {len(numbers) - ROWS_NAMED} more" if len(numbers) > ROWS_NAMED else ""
+        named = ", ".join(map(str, numbers[:ROWS_NAMED]))
+        return f" in a batch of the dataset's {'rows' if len(numbers) > 1 else 'row'} {named}{more} (counted from 0)"
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """All that training changes, by its name in checkpoints."""
+        state: dict[str, torch.Tensor] = {PARAMETERS + name: p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             for key, value in self.optimizer.state.get(p, {}).items():
-                state[f"{name}|{key}"] = _full(value).cpu().clone()
+                state[f"{OPTIMIZER}{name}|{key}"] = value
         return state
 
-    def restore(self, parameters: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor]) -> None:
-        """Put back what `full_parameters` and `optimizer_state` gave, at any number of ranks."""
-        for name, p in self.parameters.items():
-            p.data.copy_(_like(parameters[name], p))
-            keys = [key for key in optimizer if key.rpartition("|")[0] == name]
-            self.optimizer.state[p] = {
-                key.rpartition("|")[2]: optimizer[key].clone() if key.endswith("|step") else _like(optimizer[key], p).clone()
-                for key in keys
-            }
+    def _rows(self, count: int) -> tuple[int, int]:
+        """Which of `count` rows FSDP2 keeps on this rank: those of `torch.chunk`."""
+        each = math.ceil(count / self.world.size)
+        return min(self.world.rank * each, count), min((self.world.rank + 1) * each, count)
+
+    def _own_rows(self, checkpoint: Checkpoint, name: str, p: torch.Tensor) -> torch.Tensor:
+        return checkpoint.rows(name, *self._rows(len(p))) if isinstance(p, DTensor) else checkpoint.rows(name)
 
     def _reduce_gradients(self, scale: float) -> float:
         """Sum over ranks, scale, clip; returns the norm before clipping."""
@@ -204,7 +264,15 @@ def _full(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _like(value: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """`value` laid out over the ranks as `p` is."""
-    value = value.to(p.device)
-    return distribute_tensor(value, p.device_mesh, p.placements) if isinstance(p, DTensor) else value
+def _policies(model: TargetLogProbs, world: World, parallelism: ParallelismSpec) -> dict[str, Any]:
+    """How FSDP2 computes and where it keeps shards. Adapters are computed in float32 whatever the base has."""
+    policies: dict[str, Any] = {}
+    if model.compute_dtype == torch.bfloat16:
+        policies["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    if parallelism.cpu_offload:
+        policies["offload_policy"] = CPUOffloadPolicy(pin_memory=world.device.type == "cuda")
+    return policies
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from plumbline.api.stages.training import CheckpointSpec
+from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
-from plumbline.training.checkpoint import Checkpoint, CheckpointStore
+from plumbline.training.checkpoint import Checkpoint, CheckpointStore, CheckpointWriter
 from plumbline.training.engine import Objective, TrainEngine
 from plumbline.training.schedule import learning_rate
 
 ReportStep = Callable[[int, int, dict[str, float]], None]
+ADAPTER = "adapter"
+"""Name of the finished adapter among the tensors that a store keeps."""
+
+
+class Interrupted(Exception):
+    """The group was asked to stop; all is in a checkpoint, and a new group goes on from it."""
 
 
 class Source(Protocol):
@@ -34,26 +42,45 @@ def train(
     seed: int,
     report: ReportStep,
 ) -> None:
-    """Train to `steps`, from the newest checkpoint if there is one. The last step always leaves a checkpoint.
+    """Train to `steps`, from the newest checkpoint if there is one. The last step always leaves a checkpoint and the adapter.
 
     A step's data, order and random numbers follow from its number alone, so an interrupted run ends with the
     weights of an undisturbed one.
+
+    Raises:
+        Interrupted: the world asked for it.
     """
+    world = engine.world
     history: list[dict[str, float]] = []
     resumed = _newest(engine, store)
     if resumed is not None:
-        engine.restore(resumed.parameters, resumed.optimizer)
+        engine.restore(resumed)
         history = resumed.history
-    for step in range(len(history), steps):
-        torch.manual_seed((seed * 1_000_003 + step) * 4099 + engine.world.rank)  # dropout
-        rate = learning_rate(step, steps, engine.spec)
-        updates, metrics = source(step)
-        for micro_batches in updates:
-            metrics = {**metrics, **engine.step(micro_batches, objective, rate)}
-        history.append({"step": step + 1, **metrics})
-        report(step + 1, steps, metrics)
-        if (step + 1) % checkpoints.every_steps == 0 or step + 1 == steps:
-            save(engine, history, store)
+    config = engine.model.adapter_config()
+    writer = CheckpointWriter(store, world.rank, world.size, world.from_first(secrets.randbelow(2**31)))
+    try:
+        for step in range(len(history), steps):
+            torch.manual_seed((seed * 1_000_003 + step) * 4099 + world.rank)  # dropout
+            rate = learning_rate(step, steps, engine.spec)
+            updates, metrics = source(step)
+            for micro_batches in updates:
+                try:
+                    metrics = {**metrics, **engine.step(micro_batches, objective, rate)}
+                except InvalidInput as error:
+                    raise InvalidInput(f"step {step + 1}: {error}") from error
+            history.append({"step": step + 1, **metrics})
+            report(step + 1, steps, metrics)
+            last, asked = step + 1 == steps, bool(world.from_first(int(world.interrupted())))
+            if last or asked or (step + 1) % checkpoints.every_steps == 0:
+                writer.save(step + 1, engine.pieces(), history, config)
+            if asked and not last:
+                raise Interrupted
+        adapter = engine.adapter()
+        if world.rank == 0:
+            store.save_tensors(ADAPTER, adapter)
+    finally:
+        writer.wait()
+    world.maximum(0)  # whoever returns first may look for the shards of all
 
 
 def _newest(engine: TrainEngine, store: CheckpointStore) -> Checkpoint | None:
@@ -61,10 +88,3 @@ def _newest(engine: TrainEngine, store: CheckpointStore) -> Checkpoint | None:
     found = store.latest() if engine.world.rank == 0 else None
     step = engine.world.from_first(found.step if found else 0)
     return found if found is not None or step == 0 else store.load(step)
-
-
-def save(engine: TrainEngine, history: list[dict[str, float]], store: CheckpointStore) -> None:
-    """Every rank gathers, rank 0 writes."""
-    parameters, adapter, optimizer = engine.full_parameters(), engine.adapter(), engine.optimizer_state()
-    if engine.world.rank == 0:
-        store.save(Checkpoint(len(history), parameters, adapter, optimizer, history, engine.model.adapter_config()))

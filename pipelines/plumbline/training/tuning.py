@@ -13,6 +13,7 @@ from plumbline.models.reference import ModelReference
 from plumbline.stage import StageContext
 from plumbline.training.checkpoint import Checkpoint, CheckpointStore
 from plumbline.training.export import export_model
+from plumbline.training.loop import ADAPTER
 
 if TYPE_CHECKING:
     from plumbline.training.ray import Worker
@@ -55,7 +56,7 @@ def tune(
     job: TrainingJob[Spec],
     worker: Worker,
     template: Callable[[str], str] | None = None,
-    leaves: str | None = None,
+    leaves: tuple[str, ...] = (),
 ) -> Checkpoint:
     """Run the workers until the last step's checkpoint is there, then hand it over as a model.
 
@@ -64,16 +65,14 @@ def tune(
         job: what the workers work on.
         worker: what they run.
         template: change to the chat template.
-        leaves: name of tensors that workers keep after the last step.
+        leaves: names of further tensors that workers keep after the last step.
     """
     from plumbline.training.ray import launch
 
     def finished() -> Checkpoint | None:
         done = job.store.latest()
-        whole = (
-            done is not None and done.step >= job.steps and (leaves is None or job.store.load_tensors(leaves) is not None)
-        )
-        return done if whole else None
+        whole = done is not None and done.step >= job.steps
+        return done if whole and all(job.store.load_tensors(name) is not None for name in (ADAPTER, *leaves)) else None
 
     done = finished()
     if done is None:
@@ -85,6 +84,6 @@ def tune(
             f"the workers have finished, and their last checkpoint is not to be found at {job.checkpoints}; "
             "all nodes must reach one workspace"
         )
-    context.report.say("writing the adapter")
-    export_model(context, job.reference, done, template)
+    context.report.say("writing the model")
+    export_model(context, job.reference, done, job.store.load_tensors(ADAPTER) or {}, template)
     return done

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+Item = TypeVar("Item")
+
+
+def never() -> bool:
+    """Nobody asks this process to stop."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -16,11 +26,14 @@ class World:
     Attributes:
         rank, size: number of this process, and how many there are.
         device: where tensors live.
+        interrupted: whether the group is to save a checkpoint and stop, such as before its node goes. Asked at every
+            step, so it must not block; what rank 0 hears counts.
     """
 
     rank: int
     size: int
     device: torch.device
+    interrupted: Callable[[], bool] = never
 
     @classmethod
     def current(cls) -> World:
@@ -36,6 +49,12 @@ class World:
             local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
         return cls(rank, size, device)
+
+    def mesh(self) -> DeviceMesh:
+        """All processes in one row, for FSDP2. A process alone makes a group of its own."""
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        return init_device_mesh(self.device.type, (self.size,))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all processes, in place."""
@@ -62,3 +81,11 @@ class World:
         tensor = torch.tensor([value], device=self.device)
         dist.broadcast(tensor, src=0)
         return int(tensor.item())
+
+    def gather(self, item: Item) -> list[Item]:
+        """What every process has given, in the order of their ranks. For small things: they travel pickled."""
+        if self.size == 1:
+            return [item]
+        gathered: list[Item] = [item] * self.size
+        dist.all_gather_object(gathered, item)
+        return gathered
