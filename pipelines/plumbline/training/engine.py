@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +25,7 @@ from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
 from plumbline.training.checkpoint import OPTIMIZER, PARAMETERS, Checkpoint, Piece
 from plumbline.training.model import TargetLogProbs
+from plumbline.training.optimizer import adamw
 from plumbline.training.world import World
 
 Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -46,15 +54,21 @@ class TrainEngine:
     ) -> None:
         self.world, self.spec, self.temperature = world, spec, temperature
         self.sharded = parallelism.sharding == "fsdp2" and (world.size > 1 or parallelism.cpu_offload)
-        for layer in model.layers if parallelism.activation_checkpointing else []:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        for layer in model.layers if parallelism.compile else []:
-            layer.compile(dynamic=True)  # micro-batches differ in shape
+        if parallelism.compile:
+            _check_compiler()
+            for layer in model.layers:
+                for module in layer.modules():
+                    module.__dict__.pop("forward", None)  # nodes of our own, which would be compiled anew for each layer
+                layer.forward = torch.compile(layer.forward, dynamic=True)  # micro-batches differ in shape
+        if parallelism.activation_checkpointing:
+            for layer in model.layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         if self.sharded:
             shard = partial(fully_shard, mesh=world.mesh(), **_policies(model, world, parallelism))
             for layer in model.layers:
                 shard(layer)  # moves its own shard to the device: the whole base need not fit there
             shard(model, reshard_after_forward=True)  # else a forward after `reference` sees old weights
+            register_fsdp_forward_method(model, "next_tokens")
         else:
             model.to(world.device)
         self.model = model
@@ -64,7 +78,7 @@ class TrainEngine:
             {"params": [p for name, p in self.parameters.items() if (name in fast) == is_fast], "ratio": ratio}
             for is_fast, ratio in ((False, 1.0), (True, spec.lora_plus_ratio))
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.999))
+        self.optimizer = adamw(groups, spec, world.device)
         self._reference = {name: _local(p).clone() for name, p in self.parameters.items() if keep_reference}
 
     def step(self, micro_batches: list[MicroBatch], objective: Objective, rate: float) -> dict[str, float]:
@@ -125,12 +139,12 @@ class TrainEngine:
     @torch.no_grad()
     def log_probs(self, micro_batches: list[MicroBatch]) -> list[torch.Tensor]:
         """Log-probabilities [N] of each micro-batch's targets under the present weights, without gradient or dropout."""
-        self.model.eval()
-        found = []
-        for i in range(self.world.maximum(len(micro_batches))):
-            batch = micro_batches[i] if i < len(micro_batches) else MicroBatch.empty()
-            found.append(self._forward(batch.to(self.world.device)).cpu())
-        return found[: len(micro_batches)]
+        return self._asked(micro_batches, self._forward)
+
+    @torch.no_grad()
+    def next_tokens(self, micro_batches: list[MicroBatch]) -> list[torch.Tensor]:
+        """Likeliest tokens [N] in the places of each micro-batch's targets under the present weights, without dropout."""
+        return self._asked(micro_batches, self._next_tokens)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -188,10 +202,26 @@ class TrainEngine:
                     else local
                 )
 
+    def _asked(self, micro_batches: list[MicroBatch], ask: Callable[[MicroBatch], torch.Tensor]) -> list[torch.Tensor]:
+        """What `ask` says of each micro-batch, on the CPU; ranks with fewer keep step."""
+        self.model.eval()
+        found = []
+        for i in range(self.world.maximum(len(micro_batches))):
+            batch = micro_batches[i] if i < len(micro_batches) else MicroBatch.empty()
+            found.append(ask(batch.to(self.world.device)).cpu())
+        return found[: len(micro_batches)]
+
     def _forward(self, batch: MicroBatch) -> torch.Tensor:
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.model.compute_dtype == torch.bfloat16):
+        with self._precision():
             logps: torch.Tensor = self.model(batch, self.temperature)
         return logps
+
+    def _next_tokens(self, batch: MicroBatch) -> torch.Tensor:
+        with self._precision():
+            return self.model.next_tokens(batch)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.model.compute_dtype == torch.bfloat16)
 
     def _guilty(self, losses: list[tuple[torch.Tensor, list[int]]]) -> str:
         """The rows, over all ranks, of micro-batches whose loss is no number; of all where each loss is one."""
@@ -272,6 +302,15 @@ def _policies(model: TargetLogProbs, world: World, parallelism: ParallelismSpec)
     if parallelism.cpu_offload:
         policies["offload_policy"] = CPUOffloadPolicy(pin_memory=world.device.type == "cuda")
     return policies
+
+
+def _check_compiler() -> None:
+    compilers = [os.environ.get("CXX", "g++"), "clang++"]
+    if not any(shutil.which(name) for name in compilers):
+        raise InvalidInput(
+            f"parallelism.compile: torch.compile needs a C++ compiler, and there is none here ({' or '.join(compilers)}); put one "
+            "into the image or leave compile out"
+        )
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,9 +16,21 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 Item = TypeVar("Item")
 
 
+def backend(gpu: bool) -> str:
+    """What processes talk through. Beside GPUs also gloo, for tensors that are kept in the node's memory."""
+    return "cpu:gloo,cuda:nccl" if gpu else "gloo"
+
+
 def never() -> bool:
     """Nobody asks this process to stop."""
     return False
+
+
+def told_to_end() -> Callable[[], bool]:
+    """From here on SIGTERM does not end this process; the function that comes back says whether one has come."""
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    return told.is_set
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,7 @@ class World:
         rank, size: number of this process, and how many there are.
         device: where tensors live.
         interrupted: whether the group is to save a checkpoint and stop, such as before its node goes. Asked at every
-            step, so it must not block; what rank 0 hears counts.
+            step, so it must not block; it is enough that one rank hears it. Under `torchrun`: SIGTERM, which it passes on.
     """
 
     rank: int
@@ -39,7 +53,7 @@ class World:
     def current(cls) -> World:
         """The group that Ray Train or `torchrun` has set up; without either, a world of one."""
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group(backend(torch.cuda.is_available()))
         rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if torch.cuda.is_available():
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -48,12 +62,12 @@ class World:
             device = torch.device("cpu")
             local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
-        return cls(rank, size, device)
+        return cls(rank, size, device, told_to_end() if dist.is_torchelastic_launched() else never)
 
     def mesh(self) -> DeviceMesh:
         """All processes in one row, for FSDP2. A process alone makes a group of its own."""
         if not dist.is_initialized():
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend(self.device.type == "cuda"), store=dist.HashStore(), rank=0, world_size=1)
         return init_device_mesh(self.device.type, (self.size,))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
