@@ -1,8 +1,10 @@
 """Training beside TRL, same models, data, batches and precision: `python benchmarks/training.py [--models small medium]`.
 
 LoRA (r 8 on all linear layers) on random Llama-shaped models of 4 and 25 million parameters, float32, one thread; chats of uneven
-length (log-normal). Each measurement is a process of its own, tools take turns. SFT and DPO; TRL in several of its settings, of which
-the best counts. Losses of both are compared step by step. Writes `benchmarks/results/training.json` and `.md`. Exit code 1 if a claim does not hold.
+length (log-normal). Each measurement is a process of its own, tools take turns, and a ratio is one of the same turn. SFT, DPO and reward
+models; TRL in several of its settings, of which the best counts. Time is the processor's, as one thread never waits and other work may
+share the machine. Losses of both are compared step by step. Writes `benchmarks/results/training.json` and `.md`. Exit code 1 if a claim
+does not hold.
 
 TRL must be importable (it is a development dependency).
 """
@@ -30,7 +32,11 @@ SHAPES = {"small": (4, 256, 8, 4), "medium": (8, 512, 8, 4)}
 VOCABULARY = 2048
 BATCH = 8
 RATE, BETA = 1e-3, 0.1
-OURS = ["plumbline", "plumbline, reference known"]
+PLAIN = "plumbline"
+"""As its stage trains by default: SFT in packed rows."""
+PADDED = "plumbline, padded"
+KNOWN = "plumbline, reference known"
+OURS = {"sft": [PLAIN, PADDED], "dpo": [PLAIN, KNOWN], "rewardModel": [PLAIN]}
 REGROUPED = "length-grouped"
 """A setting whose batches hold other rows than ours: shown, and not compared with."""
 PRECOMPUTED = "precomputed reference"
@@ -46,14 +52,26 @@ TRL: dict[str, dict[str, dict[str, Any]]] = {
         "padded": {},
         PRECOMPUTED: {"precompute_ref_log_probs": True},
     },
+    "rewardModel": {
+        "padded": {},
+        REGROUPED: {"train_sampling_strategy": "group_by_length"},
+    },
 }
-LIMITS = {"plumbline": {"sft small": 2.0, "sft medium": 1.8, "dpo small": 2.3, "dpo medium": 2.3}}
-LIMITS["plumbline, reference known"] = {"dpo small": 3.0, "dpo medium": 3.0}
+LIMITS = {
+    "sft small": {PLAIN: 2.0},
+    "sft medium": {PLAIN: 1.8},
+    "dpo small": {PLAIN: 2.3, KNOWN: 3.0},
+    "dpo medium": {PLAIN: 2.3, KNOWN: 3.0},
+    "rewardModel small": {PLAIN: 2.0},
+    "rewardModel medium": {PLAIN: 2.0},
+}
+MAX_LENGTH, MICRO_BATCH_TOKENS = 2048, 8192
+UNITS = {"sft": "tokens", "dpo": "pairs", "rewardModel": "pairs"}
 LOSS_TOLERANCE = 1e-3
 
 
 def model_and_rows(shape: str, task: str, steps: int) -> tuple[Any, Any, list[Any]]:
-    """A PEFT model, its tokenizer and chats (sft) or pairs (dpo), the same in every process."""
+    """A PEFT model, its tokenizer and chats (sft) or pairs (all else), the same in every process."""
     import torch
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -67,7 +85,9 @@ def model_and_rows(shape: str, task: str, steps: int) -> tuple[Any, Any, list[An
     }
     raw = Tokenizer(models.WordLevel(words, unk_token="w0"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    # TRL scores the last token that is not padding, so that its reward models must pad with one that texts do not end with
+    pad = f"w{VOCABULARY - 5}" if task == "rewardModel" else "</s>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token=pad)
     tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}u {{ m.content }} a {% else %}{{ m.content }} </s> {% endif %}{% endfor %}"
     layers, hidden, heads, kv = SHAPES[shape]
     torch.manual_seed(0)
@@ -96,7 +116,17 @@ def model_and_rows(shape: str, task: str, steps: int) -> tuple[Any, Any, list[An
     return adapter, tokenizer, rows
 
 
-def ours(model: Any, tokenizer: Any, rows: list[Any], task: str, steps: int) -> tuple[list[float], list[float]]:
+def warm(model: Any) -> None:
+    """One small pass, so that no tool's first step pays for what libraries set up once."""
+    import torch
+
+    model(torch.arange(32)[None]).logits.sum().backward()
+    model.zero_grad()
+
+
+def ours(
+    model: Any, tokenizer: Any, rows: list[Any], task: str, steps: int, packed: bool
+) -> tuple[list[float], list[float]]:
     """(seconds, loss) of each step, from chats: rendering and tokenizing included. DPO's reference pass comes first, as a step of its own."""
     import torch
 
@@ -106,33 +136,43 @@ def ours(model: Any, tokenizer: Any, rows: list[Any], task: str, steps: int) -> 
     from plumbline.training.encode import encode_chat
     from plumbline.training.engine import TrainEngine
     from plumbline.training.model import TargetLogProbs
+    from plumbline.training.objectives.bradley_terry import bradley_terry
     from plumbline.training.objectives.dpo import dpo
     from plumbline.training.objectives.sft import sft
     from plumbline.training.reference import reference_log_probs
+    from plumbline.training.reward_model import Rewards
     from plumbline.training.world import World
 
     spec = OptimizerSpec(learning_rate=RATE, schedule="constant", warmup_ratio=0.0)
-    engine = TrainEngine(TargetLogProbs(model), spec, World(0, 1, torch.device("cpu")))
-    objective = sft if task == "sft" else dpo(BETA)
+    whole = Rewards(model) if task == "rewardModel" else TargetLogProbs(model)
+    engine = TrainEngine(whole, spec, World(0, 1, torch.device("cpu")))
+    objective = {"sft": sft, "dpo": dpo(BETA), "rewardModel": bradley_terry(0.0)}[task]
 
     def unit(i: int) -> list[Sequence]:
         if task == "sft":
-            return [encode_chat(tokenizer, rows[i], 2048)]
-        return [encode_chat(tokenizer, rows[i]["prompt"] + rows[i][side], 2048, "last") for side in ("chosen", "rejected")]
+            return [encode_chat(tokenizer, rows[i], MAX_LENGTH)]
+        chats = [rows[i]["prompt"] + rows[i][side] for side in ("chosen", "rejected")]
+        sequences = [encode_chat(tokenizer, chat, MAX_LENGTH, "last") for chat in chats]
+        for score, sequence in zip((1.0, 0.0), sequences, strict=True):
+            if task == "rewardModel":
+                sequence.values = {"score": score, "ranking": float(i)}
+        return sequences
 
-    marks, losses = [time.perf_counter()], []
+    marks, losses = [time.process_time()], []
     if task == "dpo":
         store = CheckpointStore(tempfile.mkdtemp())
-        reference = reference_log_probs(engine, unit, list(range(len(rows))), 8192, store)
-        marks.append(time.perf_counter())
+        reference = reference_log_probs(engine, unit, list(range(len(rows))), MICRO_BATCH_TOKENS, store)
+        marks.append(time.process_time())
     for step in range(steps):
         units = {i: unit(i) for i in range(step * BATCH, (step + 1) * BATCH)}
         if task == "dpo":
             for i, sequences in units.items():
                 for sequence, value in zip(sequences, reference[i].tolist(), strict=True):
                     sequence.values["reference"] = value
-        losses.append(engine.step(micro_batches(units.values(), micro_batch_tokens=8192), objective, RATE)["loss"])
-        marks.append(time.perf_counter())
+        row_tokens = MAX_LENGTH if packed else None
+        batches = micro_batches(units.values(), micro_batch_tokens=MICRO_BATCH_TOKENS, row_tokens=row_tokens)
+        losses.append(engine.step(batches, objective, RATE)["loss"])
+        marks.append(time.process_time())
     return [b - a for a, b in pairwise(marks)], losses
 
 
@@ -142,7 +182,7 @@ def theirs(
     """The same of TRL's trainer, in the order of the rows where the setting lets it."""
     from datasets import Dataset
     from transformers import TrainerCallback
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
     from plumbline.training.encode import encode_chat
 
@@ -150,25 +190,32 @@ def theirs(
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            marks.append(time.perf_counter())
+            marks.append(time.process_time())
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
-            marks.append(time.perf_counter())
+            marks.append(time.process_time())
 
     common = {
         "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "learning_rate": RATE,
         "lr_scheduler_type": "constant", "warmup_steps": 0, "weight_decay": 0.0, "max_grad_norm": 1.0, "use_cpu": True, "bf16": False,
         "logging_steps": 1, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False,
-        "train_sampling_strategy": "sequential", "dataloader_pin_memory": False, "max_length": 2048,
+        "train_sampling_strategy": "sequential", "dataloader_pin_memory": False, "max_length": MAX_LENGTH,
     } | setting  # fmt: skip
     if task == "sft":
-        encoded = [encode_chat(tokenizer, chat, 2048) for chat in rows]
+        encoded = [encode_chat(tokenizer, chat, MAX_LENGTH) for chat in rows]
         data = [
             {"input_ids": s.ids, "labels": [i if t else -100 for i, t in zip(s.ids, s.trained, strict=True)]}
             for s in encoded
         ]
         trainer = SFTTrainer(
             model=model, args=SFTConfig(**common), train_dataset=Dataset.from_list(data), processing_class=tokenizer
+        )
+    elif task == "rewardModel":
+        trainer = RewardTrainer(
+            model=model,
+            args=RewardConfig(**common),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
         )
     else:
         trainer = DPOTrainer(
@@ -183,21 +230,44 @@ def theirs(
     return [b - a for a, b in pairwise(marks)], losses
 
 
+def with_head(model: Any, tokenizer: Any) -> Any:
+    """The same weights, adapter and head as the reward model of TRL's kind."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForSequenceClassification
+
+    from plumbline.training.reward_model import Rewards
+
+    config = type(model.config)(**model.config.to_dict() | {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id})
+    twin = LlamaForSequenceClassification(config)
+    adapter = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules="all-linear", modules_to_save=["score"])
+    twin = get_peft_model(twin, adapter)
+    known = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, p in twin.named_parameters():
+            p.copy_(Rewards(model).head.weight if ".score." in name else known[name])
+    return twin
+
+
 def measure(tool: str, shape: str, task: str, steps: int) -> dict[str, Any]:
     """In this process: tokens or pairs a second, memory above the model's and the libraries', losses."""
     import torch
     import trl.trainer.dpo_trainer
+    import trl.trainer.reward_trainer
     import trl.trainer.sft_trainer  # noqa: F401
 
     import plumbline.training.model  # noqa: F401
 
     torch.set_num_threads(1)
     model, tokenizer, rows = model_and_rows(shape, task, steps)
+    if task == "rewardModel" and tool not in OURS[task]:
+        model = with_head(model, tokenizer)
+    warm(model)
     lengths = [sum(len(turn["content"].split()) + 2 for turn in row) if task == "sft" else 1 for row in rows]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if tool in OURS:
-        seconds, losses = ours(model, tokenizer, rows, task, steps)
-        if tool != OURS[0]:
+    if tool in OURS[task]:
+        seconds, losses = ours(model, tokenizer, rows, task, steps, packed=task == "sft" and tool == PLAIN)
+        if tool == KNOWN:
             seconds = seconds[1:]  # the reference's log-probabilities were there
     else:
         seconds, losses = theirs(model, tokenizer, rows, task, steps, TRL[task][tool])
@@ -226,59 +296,59 @@ def main() -> int:
     claims: list[tuple[bool, str]] = []
     for task in options.tasks:
         for shape in options.models:
-            mine = OURS if task == "dpo" else OURS[:1]
-            runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in (*mine, *TRL[task])}
+            runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in (*OURS[task], *TRL[task])}
             for _ in range(options.repeats):
                 for tool, found in runs.items():
                     found.append(_child(tool, shape, task, options.steps))
-            speed = {tool: statistics.median(one["unitsPerSecond"] for one in found) for tool, found in runs.items()}
-            memory = {tool: statistics.median(one["peakMegabytes"] for one in found) for tool, found in runs.items()}
             for tool in runs:
                 table.append(
                     {
                         "task": task,
                         "model": shape,
                         "tool": tool,
-                        "unitsPerSecond": round(speed[tool], 1),
-                        "peakMegabytes": round(memory[tool]),
+                        "unit": UNITS[task],
+                        "unitsPerSecond": round(_median(runs[tool], "unitsPerSecond"), 1),
+                        "peakMegabytes": round(_median(runs[tool], "peakMegabytes")),
                     }
                 )
                 print(table[-1], flush=True)
-            rivals = [tool for tool in TRL[task] if tool not in (REGROUPED, PRECOMPUTED)]
-            best = max(rivals, key=lambda tool: speed[tool])
-            for tool in mine:
-                ratio, limit = speed[tool] / speed[best], LIMITS[tool][f"{task} {shape}"]
-                claims.append(
-                    (
-                        ratio >= limit,
-                        f"{task} {shape}: {tool} is {ratio:.2f} times as fast as TRL, {best} (at least {limit})",
-                    )
-                )
-                least = min(memory[rival] for rival in rivals)
-                claims.append(
-                    (
-                        memory[tool] <= least,
-                        f"{task} {shape}: {tool} takes {memory[tool]:.0f} MB above the model, TRL's least {least:.0f}",
-                    )
-                )
-            pairs = zip(runs["plumbline"][0]["losses"], runs["padded"][0]["losses"], strict=True)
-            gap = max(abs(a - b) for a, b in pairs)
-            claims.append(
-                (
-                    gap <= LOSS_TOLERANCE,
-                    f"{task} {shape}: losses of {options.steps} steps differ by at most {gap:.2g} (allowed {LOSS_TOLERANCE})",
-                )
-            )
+            claims += _claims(f"{task} {shape}", runs, [tool for tool in TRL[task] if tool not in (REGROUPED, PRECOMPUTED)])
     versions = {"processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()}
     RESULTS.mkdir(exist_ok=True)
     result = {"machine": versions, "table": table, "claims": [{"holds": holds, "claim": claim} for holds, claim in claims]}
     (RESULTS / "training.json").write_text(json.dumps(result, indent=1) + "\n")
-    head = "| task | model | tool | tokens (sft) or pairs (dpo) per second | peak memory above the model, MB |\n|---|---|---|---|---|\n"
+    head = "| task | model | tool | unit | units per second | peak memory above the model, MB |\n|---|---|---|---|---|---|\n"
     lines = "".join("| " + " | ".join(str(value) for value in row.values()) + " |\n" for row in table)
     verdicts = "".join(f"- {'holds' if holds else 'DOES NOT HOLD'}: {claim}\n" for holds, claim in claims)
-    (RESULTS / "training.md").write_text(f"# LoRA training, one thread, float32\n\n{versions}\n\n{head}{lines}\n{verdicts}")
+    (RESULTS / "training.md").write_text(
+        f"# LoRA training, one thread, float32\n\n{options.steps} steps of {BATCH} rows, medians of {options.repeats} turns; {versions}\n\n{head}{lines}\n{verdicts}"
+    )
     print(verdicts)
     return 0 if all(holds for holds, _ in claims) else 1
+
+
+def _median(found: list[dict[str, Any]], key: str) -> float:
+    return statistics.median(one[key] for one in found)
+
+
+def _claims(what: str, runs: dict[str, list[dict[str, Any]]], rivals: list[str]) -> list[tuple[bool, str]]:
+    """Speed and memory of ours against TRL's best settings of each, and the distance of the losses."""
+    best = max(rivals, key=lambda tool: _median(runs[tool], "unitsPerSecond"))
+    least = min(_median(runs[rival], "peakMegabytes") for rival in rivals)
+    claims = []
+    for tool, limit in LIMITS[what].items():
+        turns = zip(runs[tool], runs[best], strict=True)
+        ratios = sorted(mine["unitsPerSecond"] / other["unitsPerSecond"] for mine, other in turns)
+        ratio, memory = statistics.median(ratios), _median(runs[tool], "peakMegabytes")
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        claims += [
+            (ratio >= limit, f"{what}: {tool} is {ratio:.2f} ({spread}) times as fast as TRL, {best} (at least {limit})"),
+            (memory <= least, f"{what}: {tool} takes {memory:.0f} MB above the model, TRL's least {least:.0f}"),
+        ]
+    losses = [runs[tool][0]["losses"] for tool in (PLAIN, "padded")]
+    gap = max(abs(a - b) for a, b in zip(*losses, strict=True))
+    said = f"{what}: losses of {len(losses[0])} steps differ by at most {gap:.2g} (allowed {LOSS_TOLERANCE})"
+    return [*claims, (gap <= LOSS_TOLERANCE, said)]
 
 
 def _child(tool: str, shape: str, task: str, steps: int) -> dict[str, Any]:

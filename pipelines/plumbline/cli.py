@@ -59,6 +59,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="JSON for programs")
     _command(commands, "stop", _stop, "stop the endpoints that a local run left serving")
 
+    export = _command(commands, "export", _export, "write the model of a finished stage as a plain Hugging Face folder")
+    export.add_argument("stages", nargs="+", metavar="STAGE", help="a stage that has made a model; with --adapters several")
+    export.add_argument("--to", required=True, metavar="FOLDER", help="a local folder that is not there yet")
+    export.add_argument("--adapters", action="store_true", help="the base, and the stages' adapters beside it, not merged")
+    export.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; default: as the base has them"
+    )
+
     validate = commands.add_parser("validate", help="check run files; names every problem with its field path")
     validate.add_argument("files", nargs="+", type=Path, metavar="FILE")
     validate.set_defaults(command=_validate)
@@ -210,6 +218,36 @@ def _stop(options: argparse.Namespace) -> int:
     records = sorted(run_folder(plan).glob("endpoint-*.json"))
     stopped = [path.stem.removeprefix("endpoint-") for path in records if stop(path)]
     print("\n".join(f"{stage}: stopped" for stage in stopped) or f"{plan.name}: nothing was serving")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from plumbline.errors import InvalidInput
+    from plumbline.run_file import load_run
+
+    names = [stage.name for stage in load_run(options.file, options.set).spec.stages]
+    for stage in options.stages:
+        if stage not in names:
+            raise InvalidInput(f"{options.file} has no stage '{stage}'; stages: {', '.join(names)}")
+        if options.stages.count(stage) > 1:
+            raise InvalidInput(f"stage '{stage}' is named twice; name it once")
+    if len(options.stages) > 1 and not options.adapters:
+        raise InvalidInput("one model goes into a folder; name one stage, or add --adapters for several over one base")
+    if "://" in options.to or not options.to:
+        raise InvalidInput(f"--to '{options.to}': give a local folder, and upload it from there")
+    plans = {stage: _make_plan(argparse.Namespace(**{**vars(options), "until": stage})) for stage in options.stages}
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from plumbline.models.export import Finished, check_free, export_adapters, export_merged
+
+    disable_progress_bar()
+    to = Path(options.to).expanduser().resolve()
+    check_free(to)
+    models = [Finished.of(plan, stage) for stage, plan in plans.items()]
+    count = export_adapters(models, to, options.dtype) if options.adapters else export_merged(models[0], to, options.dtype)
+    size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
+    print(f"{', '.join(options.stages)}: {count / 1e6:,.4g} M parameters, {size / 1e6:,.4g} MB in {to}")
     return 0
 
 

@@ -16,6 +16,7 @@ from plumbline.progress import Event
 
 PLAIN_INTERVAL = 5.0  # seconds between two lines of one stage's steps
 KEY_METRICS = ("reward", "rewardAccuracy", "loss", "rows")  # which figure a line shows, the first that is there
+TOKENS_PER_SECOND = "tokensPerSecond"
 
 
 class Display(Protocol):
@@ -47,6 +48,8 @@ def progress_words(event: Event) -> str:
         words.append(f"{event.eta_seconds:.0f} s left")
     if event.metrics:
         words.append(key_metric(event.metrics))
+    if TOKENS_PER_SECOND in event.metrics:
+        words.append(f"{event.metrics[TOKENS_PER_SECOND]:,.0f} tokens/s")
     return " · ".join(words)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from plumbline.api.run import AlignmentRun
 from plumbline.artifacts import Artifact, Workspace
 from plumbline.errors import InvalidInput, InvalidRun, PlumblineError, Problem
 from plumbline.external import identity, model_identity
-from plumbline.graph import Graph, benchmark_files, build_graph, fingerprints
+from plumbline.graph import Graph, Node, benchmark_files, build_graph, fingerprints
 
 
 @dataclass(frozen=True)
@@ -117,3 +119,24 @@ def make_plan(run: AlignmentRun, workspace: str | None = None, until: str | None
         raise InvalidRun(problems)
     resolved = Workspace(workspace or run.spec.workspace.uri).uri
     return Plan(run, graph, fingerprints(graph, run.spec, identities), identities, resolved)
+
+
+def check_libraries(plan: Plan, nodes: Iterable[Node]) -> None:
+    """Refuse stages that need an optional library which is not installed here.
+
+    Raises:
+        InvalidRun: with every such field.
+    """
+    names = [stage.name for stage in plan.run.spec.stages]
+    problems = [
+        Problem(
+            f"spec.stages[{names.index(node.name)}].{node.kind}.{where}",
+            f"needs the Python library {module}, which is not installed here; pip install 'plumbline[{extra}]', in a cluster in "
+            "the stage's image, or leave the field out",
+        )
+        for node in nodes
+        for where, (module, extra) in node.spec.libraries().items()
+        if importlib.util.find_spec(module) is None
+    ]
+    if problems:
+        raise InvalidRun(problems)

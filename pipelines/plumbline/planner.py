@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from plumbline.api.report import PlannedStage, PlanReport, plan_key, run_key
 from plumbline.api.run import AlignmentRun
 from plumbline.errors import InvalidInput, complain
-from plumbline.plan import Plan, make_plan
+from plumbline.plan import Plan, check_libraries, make_plan
 from plumbline.run_file import validate_run
 from plumbline.state import VARIABLE, State, failure_of, result_of
 
@@ -67,6 +67,10 @@ def reports(generation: int, attempt: int) -> dict[str, str]:
     plan = make_plan(read_run(os.environ))
     plan.workspace.check_writable()
     stages = planned(plan)
+    images = {stage.name: stage.cluster.image for stage in plan.run.spec.stages if stage.cluster}
+    # A stage with an image of its own looks for its libraries itself.
+    todo = [node for node in plan.graph.nodes if not stages[node.name].result and not images.get(node.name)]
+    check_libraries(plan, todo)
     for name, stage in stages.items():
         print(f"{name:<30} {stage.fingerprint} {'cached' if stage.result else 'to do'}", flush=True)
     found = PlanReport(attempt=attempt, stages=stages)

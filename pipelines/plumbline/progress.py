@@ -6,7 +6,8 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Event:
 
 
 Sink = Callable[[Event], None]
+Watcher = Callable[[int, int | None, dict[str, float]], None]
+"""(step, total, metrics)"""
 
 
 class Reporter:
@@ -49,6 +52,7 @@ class Reporter:
         self._message = ""
         self._last = 0.0
         self._times: deque[tuple[float, int]] = deque(maxlen=20)
+        self._watchers: list[Watcher] = []
 
     def say(self, message: str) -> None:
         """What the stage does now."""
@@ -58,6 +62,8 @@ class Reporter:
 
     def step(self, step: int, total: int | None = None, metrics: dict[str, float] | None = None) -> None:
         """`step` of `total` is done."""
+        for watcher in self._watchers:
+            watcher(step, total, metrics or {})
         now = self._clock()
         if now - self._last < MIN_INTERVAL and step != total:
             return
@@ -69,6 +75,15 @@ class Reporter:
         rate = (s1 - s0) / (t1 - t0) if t1 > t0 else None
         eta = (total - step) / rate if rate and total is not None else None
         self._sink(Event(self._stage, self._message, step, total, rate, eta, metrics or {}, now))
+
+    @contextmanager
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Inside, `watcher` is told of every step, whatever the pace of events."""
+        self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
 
 
 def file_sink(path: Path) -> Sink:

@@ -21,7 +21,7 @@ from plumbline.display import Display
 from plumbline.errors import EXIT_INVALID, GateNotPassed, InvalidInput, PlumblineError
 from plumbline.graph import Node
 from plumbline.local_endpoint import PROGRAM, read_record, record_path, serves, stop
-from plumbline.plan import Plan
+from plumbline.plan import Plan, check_libraries
 from plumbline.progress import Event, FileTail
 
 POLL = 0.1  # seconds between two looks at a running stage
@@ -59,6 +59,7 @@ class Runner:
         if spec.suspend:
             raise InvalidInput("spec.suspend: true means that nothing runs; set it to false, or --set suspend=false")
         nodes = [node for node in self.plan.graph.nodes if serve or node.kind != "serve"]
+        check_libraries(self.plan, [node for node in nodes if node.spec.libraries() and not is_done(self.plan, node)])
         self.plan.workspace.check_writable()
         if self.ray_address is None:
             os.environ.pop("RAY_ADDRESS", None)  # only the option decides
@@ -271,7 +272,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _most_workers(plan: Plan) -> int:
     parallelisms = [getattr(node.spec, "parallelism", 1) for node in plan.graph.nodes]
-    return max(getattr(p, "workers", p) for p in parallelisms)
+    return max(getattr(p, "most", p) for p in parallelisms)
 
 
 def _key_metrics(plan: Plan, stage: str) -> dict[str, float]:

@@ -21,7 +21,7 @@ from plumbline.artifacts import Artifact, ArtifactWriter
 from plumbline.display import PlainLines
 from plumbline.errors import InvalidInput, PlumblineError, complain
 from plumbline.graph import Node
-from plumbline.plan import Plan
+from plumbline.plan import Plan, check_libraries
 from plumbline.pod_log import mirror_output
 from plumbline.progress import Event, Reporter, Sink, file_sink
 from plumbline.state import RUN_UID, StageReports, State, failure_of, result_of
@@ -77,6 +77,7 @@ def run_stage(plan: Plan, name: str, report: Reporter, attempt: int | None = Non
     done = plan.artifact(name)
     if done is not None:
         return done
+    check_libraries(plan, [node])
     workspace.check_writable()
     checkpoints = f"{workspace.uri}/checkpoints/{fingerprint}"
     with workspace.exclusive(fingerprint, lambda: report.say("waiting for another run that makes this artifact")):

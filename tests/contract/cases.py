@@ -67,6 +67,15 @@ GOOD = {
         "- {name: b, preference: {objective: coh, goodMarker: Good., forget: 0}}\n",
         "- {name: c, preference: {robust: true, labelSmoothing: 0.1}}\n",
     ),
+    "ways to train": stages(
+        DATA,
+        "- {name: a, sft: {adapter: {method: prefix, virtualTokens: 8, initText: Hi}, packing: false}}\n",
+        "- {name: b, inputs: {model: base}, sft: {adapter: {method: ia3}, packing: true}}\n",
+        "- {name: c, inputs: {model: base}, sft: {adapter: {method: none}}}\n",
+        "- {name: d, sft: {adapter: {quantization: nf4}, optimizer: {paged: true}, parallelism: {workers: 2, sharding: replicate}}}\n",
+        "- {name: e, rlhf: {adapter: {rank: 4, quantization: none}}}\n",
+    ),
+    "a range of workers": stages(DATA, "- {name: sft, sft: {parallelism: {minWorkers: 2, maxWorkers: 2}}}\n"),
     "judged answers": stages(
         "- {name: j, curate: {produces: PreferenceDataset, form: judgments, sources: [{uri: x.jsonl}]}}\n",
         "- {name: cut, preference: {objective: cut}}\n",
@@ -178,6 +187,24 @@ BAD = {
     "option of another objective": stages(PAIRS, "- {name: kto, preference: {objective: kto, gamma: 1.0}}\n"),
     "option that no pair objective has": stages(PAIRS, "- {name: dpo, preference: {desirableWeight: 1.0}}\n"),
     "label smoothing at its bound": stages(PAIRS, "- {name: dpo, preference: {labelSmoothing: 0.5}}\n"),
+    "option of another adapter": stages(DATA, "- {name: sft, sft: {adapter: {method: prefix, rank: 8}}}\n"),
+    "virtual tokens of a LoRA": stages(DATA, "- {name: sft, sft: {adapter: {virtualTokens: 8}}}\n"),
+    "PiSSA in four bits": stages(PAIRS, "- {name: dpo, preference: {adapter: {init: pissa, quantization: nf4}}}\n"),
+    "four bits in shards": stages(
+        PAIRS, "- {name: rm, rewardModel: {adapter: {quantization: nf4}, parallelism: {workers: 2}}}\n"
+    ),
+    "paged optimizer in shards": stages(
+        DATA, "- {name: sft, sft: {optimizer: {paged: true}, parallelism: {cpuOffload: true}}}\n"
+    ),
+    "packed virtual tokens": stages(DATA, "- {name: sft, sft: {adapter: {method: prompt}, packing: true}}\n"),
+    "embeddings beside whole weights": stages(DATA, "- {name: sft, sft: {adapter: {method: none}, embeddings: {}}}\n"),
+    "whole weights in rollouts": stages(DATA, "- {name: rl, rlhf: {adapter: {method: none}}}\n"),
+    "four bits in rollouts": stages(DATA, "- {name: rl, rlhf: {adapter: {quantization: nf4}}}\n"),
+    "half a range of workers": stages(DATA, "- {name: sft, sft: {parallelism: {minWorkers: 2}}}\n"),
+    "a number and a range of workers": stages(
+        DATA, "- {name: sft, sft: {parallelism: {workers: 2, minWorkers: 1, maxWorkers: 2}}}\n"
+    ),
+    "a range of workers upside down": stages(DATA, "- {name: sft, sft: {parallelism: {minWorkers: 3, maxWorkers: 2}}}\n"),
     "confidence at its bound": evaluate(f"tasks: [{SKILLS}], confidence: 1"),
     "model missing": stages(DATA).replace('  model: {base: "builtin://tiny"}\n', ""),
     "empty base": stages(DATA).replace("builtin://tiny", ""),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from plumbline.api import labels
+from plumbline.api.ray_settings import GROWS_TO
 from plumbline.planner import read_run
 from plumbline_operator import observed
 from plumbline_operator.builders import build, pods
@@ -94,6 +95,20 @@ def test_curation_and_evaluation_are_autoscaled_and_training_is_not() -> None:
     options = cluster("data")["autoscalerOptions"]
     assert options["securityContext"]["readOnlyRootFilesystem"] is True
     assert {one["mountPath"] for one in options["volumeMounts"]} == {"/tmp", pods.HOME}
+
+
+def test_a_range_of_training_workers_is_autoscaled_and_the_head_knows_how_far() -> None:
+    elastic = {"name": "sft", "sft": {"parallelism": {"minWorkers": 2, "maxWorkers": 5}}}
+    value = cluster("sft", stages=[DATA, elastic])
+    assert groups(value) == {"workers": (2, 2, 5)}
+    assert value["enableInTreeAutoscaling"] is True
+    head = value["headGroupSpec"]["template"]["spec"]
+    assert json.loads(environment(head)[GROWS_TO]) == {"CPU": 10, "GPU": 0}
+    assert groups(cluster("sft", stages=[DATA, elastic], queueName="q")) == {"workers": (5, 5, 5)}
+    mine = {"workers": [{"minReplicas": 0, "maxReplicas": 4, "replicas": 0, "gpus": 8, "cpu": "1500m"}]}
+    head = cluster("sft", cluster=mine)["headGroupSpec"]["template"]["spec"]
+    assert json.loads(environment(head)[GROWS_TO]) == {"CPU": 8, "GPU": 32}
+    assert GROWS_TO not in environment(cluster("sft")["headGroupSpec"]["template"]["spec"])
 
 
 def test_the_head_keeps_free_of_work_unless_it_is_alone_or_has_gpus() -> None:

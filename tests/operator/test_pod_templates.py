@@ -44,9 +44,9 @@ def test_shared_memory_is_bounded_by_the_containers_memory() -> None:
         assert mounts(pod)["/dev/shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": size}
 
 
-def test_stages_end_at_once_and_endpoints_after_their_answers() -> None:
-    for value, drain in ((ray_job("sft"), 0), (service(), 60)):
-        for pod in pod_specs(value):
+def test_stages_end_at_once_training_after_saving_and_endpoints_after_their_answers() -> None:
+    for value, drains in ((ray_job("data"), [0, 0]), (ray_job("sft"), [0, 30]), (service(), [60, 60])):
+        for pod, drain in zip(pod_specs(value), drains, strict=True):
             assert environment(pod)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == str(drain)
             assert pod["terminationGracePeriodSeconds"] > drain
 

@@ -50,7 +50,12 @@ def rows(form: str, count: int) -> list[dict[str, Any]]:
 
 
 def dataset(folder: Path, form: str, count: int = 24) -> Artifact:
-    table = pa.Table.from_pylist(rows(form, count))
+    return written(folder, rows(form, count))
+
+
+def written(folder: Path, content: list[dict[str, Any]]) -> Artifact:
+    """These rows as a finished artifact."""
+    table = pa.Table.from_pylist(content)
     with DatasetWriter(
         folder, table.schema.insert(0, pa.field("source", pa.string())).insert(1, pa.field("format", pa.string()))
     ) as writer:
@@ -60,7 +65,7 @@ def dataset(folder: Path, form: str, count: int = 24) -> Artifact:
         str(path.relative_to(folder)): {"sha256": file_digest(path), "bytes": path.stat().st_size}
         for path in folder.rglob("*.parquet")
     }
-    return Artifact(str(folder), {"files": files, "stage": "data", "kind": "curate", "details": {"rows": count}})
+    return Artifact(str(folder), {"files": files, "stage": "data", "kind": "curate", "details": {"rows": len(content)}})
 
 
 Worker = Callable[[Any, World, ReportStep], None]

@@ -70,7 +70,9 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["no shard", "no note", "no state", "damaged shard", "damaged note", "cut shard", "cut state"])
+@pytest.mark.parametrize(
+    "kind", ["no shard", "no note", "no state", "damaged shard", "damaged note", "cut shard", "cut state"]
+)
 def test_what_is_not_whole_is_passed_over(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = CheckpointStore(str(tmp_path))
     written(store, 3)

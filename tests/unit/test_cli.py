@@ -91,7 +91,9 @@ print("HEAVY", sorted({"torch", "ray", "transformers", "pydantic", "yaml", "fssp
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["plan", "-h"], ["validate", "-h"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["run", "--help"], ["plan", "-h"], ["validate", "-h"], ["export", "-h"]]
+)
 def test_help_is_light(arguments: list[str]) -> None:
     done = python(HEAVY, *arguments)
     assert done.returncode == 0, done.stderr
@@ -110,7 +112,7 @@ def test_help_names_every_command_and_the_exit_codes(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     shown = capsys.readouterr().out
-    for word in ("run", "plan", "stop", "validate", "crd", "Exit codes: 0 done"):
+    for word in ("run", "plan", "stop", "export", "validate", "crd", "Exit codes: 0 done"):
         assert word in shown
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])

@@ -329,6 +329,42 @@ def test_rankings_reject() -> None:
     assert reason_of("rankings", nan) == "fewer than two answers"
 
 
+VOTED = {"instruction": "p", "input": "", "response1": "one", "response2": "two"}
+
+
+@pytest.mark.parametrize(
+    ("votes", "answers", "scores"),
+    [
+        ((1, 1, 2), ["one", "two"], [1.0, 0.0]),
+        ((2, 2, 0), ["two", "one"], [1.0, 0.0]),
+        (("0", "2", "Tie"), ["one", "two"], [0.5, 0.5]),
+        ((2,), ["two", "one"], [1.0, 0.0]),
+        (("1", "", None), ["one", "two"], [1.0, 0.0]),
+    ],
+)
+def test_pandalms_votes_by_majority(votes: tuple[Any, ...], answers: list[str], scores: list[float]) -> None:
+    record = VOTED | {f"annotator{i}": vote for i, vote in enumerate(votes, 1)}
+    assert choose("auto", [record], "f:1", "rankings").name == "pandalm"
+    content = row_of("pandalm", record, "rankings").content
+    assert content == {"prompt": [user("p")], "completions": [[assistant(x)] for x in answers], "scores": scores}
+
+
+@pytest.mark.parametrize(
+    ("change", "form", "reason"),
+    [
+        ({}, "rankings", "annotators disagree"),
+        ({"annotator3": 3}, "rankings", "no verdict"),
+        ({"annotator1": None, "annotator2": None, "annotator3": None}, "rankings", "no verdict"),
+        ({"annotator3": 0}, "pairs", "answers are equally good"),
+        ({"annotator3": 0, "response2": "one"}, "rankings", "fewer than two answers"),
+        ({"annotator3": 0, "instruction": ""}, "rankings", "empty prompt"),
+    ],
+)
+def test_pandalm_rejects(change: dict[str, Any], form: Form, reason: str) -> None:
+    record = VOTED | {"annotator1": 0, "annotator2": 1, "annotator3": 2} | change
+    assert reason_of("pandalm", record, form) == reason
+
+
 @pytest.mark.parametrize("label", [True, False, "True", "false"])
 @pytest.mark.parametrize(
     "record",

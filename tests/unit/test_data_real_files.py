@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from pathlib import Path
 
@@ -9,17 +10,20 @@ import pytest
 
 from plumbline.api.curation.normalisation import NormaliseSpec
 from plumbline.api.stages.curate import SourceSpec
+from plumbline.data.formats import FORMATS
+from plumbline.data.formats.options import Options
 from plumbline.data.normalise import make_normaliser
-from plumbline.data.row import COLUMNS, Form, Reject
+from plumbline.data.row import COLUMNS, Form, Reject, Row
 from plumbline.data.rows import Outcome
 from plumbline.data.sources import find_parts, read_part
 from plumbline.errors import InvalidInput
+from plumbline.evaluation.judges.pairwise import verdict_of
 
 Counts = dict[str | None, int]
 
 FOLDERS = (
     "alpaca", "alpaca_zh", "chat", "instruct", "preference", "self_instruct", "super_natural_instructions",
-    "classification_tasks_sni_format", "t0_templates", "text", "wizardlm", "prompt_sets",
+    "classification_tasks_sni_format", "t0_templates", "text", "wizardlm", "prompt_sets", "pandalm",
 )  # fmt: skip
 
 LOADED: dict[str, tuple[Form, str, Counts]] = {
@@ -51,6 +55,7 @@ LOADED: dict[str, tuple[Form, str, Counts]] = {
     "instruct/identity.json": ("messages", "alpaca", {None: 91}),
     "instruct/lima.json.gz": ("messages", "alpaca", {None: 1027}),
     "instruct/new_codealpaca.json.gz": ("messages", "alpaca", {None: 4535}),
+    "pandalm/testset-v1_example.json": ("rankings", "pandalm", {None: 5}),
     "preference/dpo_en_demo.json.gz": ("pairs", "pairs", {None: 291}),
     "preference/dpo_zh_demo.json.gz": ("pairs", "pairs", {None: 300}),
     "preference/hh_rlhf_harmless_base_test_shared.jsonl.gz": (
@@ -92,6 +97,10 @@ LOADED |= {
 }  # fmt: skip
 
 REFUSED: dict[str, tuple[Form, str]] = {
+    "pandalm/golden_labels.csv": ("rankings", "no known format has this record; .*'annotator1'"),
+    "pandalm/gpt-3.5-turbo-testset-v1_example.json": ("rankings", "no known format has this record; .*'gpt_reason'"),
+    "pandalm/pandalm-7b-testset-v1_example.json": ("rankings", "no known format has this record; .*'pandalm_reason'"),
+    "pandalm/testset-inference-v1_shared.json": ("rankings", "prompts without answers"),
     "preference/autoj_single_traindata.jsonl.gz": ("pairs", "no known format has this record; .*'usrmsg', 'target_output'"),
     "preference/autoj_testdata_pairwise_example.jsonl": ("pairs", r"answers side by side \(response 1, response 2\)"),
     "preference/gpt4llm_cmp_data_scores.json.gz": ("rankings", "no known format has this record; .*'text-davinci-003'"),
@@ -160,6 +169,20 @@ OTHER_FORMS: list[tuple[str, Form, Counts]] = [
 def test_other_forms(shared: Path, name: str, form: Form, counts: Counts) -> None:
     outcomes = outcomes_of(shared / name, form)
     assert Counter(outcome.reason for outcome in outcomes) == counts
+
+
+def test_majorities_of_pandalms_annotators(shared: Path) -> None:
+    """The votes of all 999 items (here without their texts) have the published majorities: 422 for the first, 472, 105 ties."""
+    with (shared / "pandalm" / "golden_labels.csv").open(newline="") as stream:
+        votes = list(csv.DictReader(stream))
+    verdicts: Counter[str] = Counter()
+    for vote in votes:
+        texts = {"instruction": "Compare.", "response1": "one", "response2": "two"}
+        (row,) = FORMATS["pandalm"].rows(texts | vote, Options("rankings"))
+        assert isinstance(row, Row)
+        scores = dict(zip(row.answers, row.content["scores"], strict=True))
+        verdicts[verdict_of(scores["one"], scores["two"])] += 1
+    assert verdicts == {"1": 422, "2": 472, "Tie": 105}
 
 
 def test_both_spellings_of_openassistant_trees_give_the_same_rows(shared: Path) -> None:

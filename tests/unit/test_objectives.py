@@ -20,6 +20,7 @@ from plumbline.training.objectives.cpo import cpo
 from plumbline.training.objectives.cut import cut
 from plumbline.training.objectives.dpo import dpo
 from plumbline.training.objectives.ipo import ipo
+from plumbline.training.objectives.judge import judge
 from plumbline.training.objectives.kto import kto
 from plumbline.training.objectives.orpo import log1mexp, orpo
 from plumbline.training.objectives.pro import pro
@@ -81,6 +82,7 @@ OBJECTIVES: dict[str, tuple[Objective, int, bool]] = {
     "slic, reference": (slic(0.3, 1.0, 0.5, reference=True), 2, False),
     "rrhf": (rrhf(1.0, 1.0), 4, False),
     "pro": (pro(0.05), 4, False),
+    "judge": (judge, 2, False),
     "crlft": (weighted, 1, False),
     "cut": (cut(1.1, 0.8), 2, True),
 }
@@ -220,6 +222,15 @@ def test_equal_scores_teach_no_order() -> None:
 def test_weights_are_per_answer_and_the_mean_is_over_tokens() -> None:
     batch = batch_of([2, 3], weight=[1.0, 0.1])
     assert value(weighted, PAIR, batch) == pytest.approx((1.2 + 0.1 * 2.0) / 5)
+
+
+def test_verdicts_count_alike_whatever_their_length() -> None:
+    logps = torch.tensor([0.8, 0.5, 0.5, 0.9, 0.2]).log()  # 0.8 and 0.25 in the orders of one comparison, 0.9 and 0.2
+    loss, normaliser, metrics = judge(logps, batch_of([1, 2, 1, 1]))
+    assert float(loss / normaliser) == pytest.approx(-(math.log(0.8) + math.log(0.25) + math.log(0.9) + math.log(0.2)) / 4)
+    means = {name: float(total / count) for name, (total, count) in metrics.items()}
+    assert means["sureAndRight"] == 0.5
+    assert means["orderGap"] == pytest.approx((math.log(0.8 / 0.25) + math.log(0.9 / 0.2)) / 2)
 
 
 def test_cut_flags_tokens_that_the_judgment_explains() -> None:

@@ -12,6 +12,7 @@ import torch
 from plumbline.api.stages.preference import OPTIONS, PreferenceSpec
 from plumbline.api.stages.training import AdapterSpec, CheckpointSpec
 from plumbline.errors import InvalidInput
+from plumbline.evaluation.judges.pairwise import pairwise_prompt, read_verdict
 from plumbline.external import TINY
 from plumbline.models.load import load_tokenizer
 from plumbline.models.reference import ModelReference
@@ -55,7 +56,9 @@ def history(training: TrainingJob[PreferenceSpec]) -> list[dict[str, float]]:
 @pytest.mark.parametrize("objective", OPTIONS)
 def test_every_objective_learns_its_rows(objective: str, tmp_path: Path) -> None:
     rate = 2e-3 if objective == "ipo" else 1e-2  # squares of what other losses saturate in
-    fields = {"optimizer": {"learning_rate": rate, "schedule": "constant", "warmup_ratio": 0.0}}
+    fields: dict[str, Any] = {"optimizer": {"learning_rate": rate, "schedule": "constant", "warmup_ratio": 0.0}}
+    if objective == "judge":  # prompts of two answers
+        fields |= {"max_length": 512, "batch_size": 1}
     seen = history(job(tmp_path, objective, **fields))
     assert len(seen) == 12
     assert sum(row["loss"] for row in seen[-3:]) < sum(row["loss"] for row in seen[:3])
@@ -132,6 +135,32 @@ def test_a_judgment_is_told_with_the_last_question_only() -> None:
     assert told == [1, 0]
     before = encode_prompt(encoder.tokenizer, LATER[:1])
     assert informed.ids[: len(before)] == before
+
+
+def test_a_judge_is_shown_every_two_answers_in_both_orders() -> None:
+    tokenizer = load_tokenizer(REFERENCE)
+    (row,) = rows("rankings", 1)
+    wrong, right, half = (answer[0]["content"] for answer in row["completions"])
+    row["scores"] = [0.0, 2.0, 2.0]
+    unit = METHODS["judge"].encode(Encoder(tokenizer, 512), [row], 0, PreferenceSpec(objective="judge"))
+    wanted = [
+        (wrong, right, "2"),
+        (right, wrong, "1"),
+        (wrong, half, "2"),
+        (half, wrong, "1"),
+        (right, half, "Tie"),
+        (half, right, "Tie"),
+    ]
+    assert len(unit) == len(wanted)
+    for sequence, (first, second, verdict) in zip(unit, wanted, strict=True):
+        asked = encode_prompt(
+            tokenizer, [{"role": "user", "content": pairwise_prompt(row["prompt"][0]["content"], first, second)}]
+        )
+        assert sequence.ids[: len(asked)] == asked
+        assert not any(sequence.trained[: len(asked)])
+        assert all(sequence.trained[len(asked) :])
+        said = tokenizer.decode(sequence.ids[len(asked) :], skip_special_tokens=True)
+        assert read_verdict(said) == said.strip() == verdict
 
 
 def test_references_are_shared_and_kept(tmp_path: Path) -> None:

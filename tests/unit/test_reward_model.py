@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 
 from plumbline.api.stages.reward_model import RewardModelSpec
 from plumbline.api.stages.training import AdapterSpec, CheckpointSpec
-from plumbline.data.dataset import load_rows
-from plumbline.data.row import COLUMNS
+from plumbline.data.dataset import open_rows
 from plumbline.errors import InvalidInput
 from plumbline.external import TINY
 from plumbline.models.load import load_tokenizer
@@ -55,8 +53,8 @@ def test_it_learns_which_answers_are_better(learn_from: str, tmp_path: Path) -> 
     assert done.history[-1]["rewardAccuracy"] > 0.9
     assert done.history[-1]["loss"] < done.history[0]["loss"]
 
-    model = Rewards(build_trainable(REFERENCE, training.spec, "rewardModel").peft_model)
-    named = dict(model.adapter_parameters())
+    model = Rewards(build_trainable(REFERENCE, training.spec, "rewardModel").causal)
+    named = dict(model.trainable())
     with torch.no_grad():
         for name, tensor in done.parameters.items():
             named[name].copy_(tensor)
@@ -78,7 +76,7 @@ def test_it_learns_which_answers_are_better(learn_from: str, tmp_path: Path) -> 
 
 def test_a_score_does_not_depend_on_company_or_padding() -> None:
     tokenizer = load_tokenizer(REFERENCE)
-    model = Rewards(build_trainable(REFERENCE, RewardModelSpec(max_length=128), "rewardModel").peft_model).eval()
+    model = Rewards(build_trainable(REFERENCE, RewardModelSpec(max_length=128), "rewardModel").causal).eval()
     seen = rows("pairs", 6)
     sequences = [
         encode_chat(tokenizer, row["prompt"] + row[side], 128, "last") for row in seen for side in ("chosen", "rejected")
@@ -107,11 +105,11 @@ def test_interrupted_training_ends_bit_equal_with_the_same_statistics(tmp_path: 
 
 def test_rewards_are_measured_on_comparisons_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = job(tmp_path, steps=1)
-    table = load_rows(training.dataset, "pairs").select(list(COLUMNS["pairs"])).to_pylist()
+    table = list(open_rows(training.dataset, "pairs"))
     for row in table[:20]:
         row["prompt"] = [{"role": "user", "content": "x " * 200}]
     monkeypatch.setattr(stage, "MEASURED", 4)
-    monkeypatch.setattr(stage, "load_rows", lambda *_: pa.Table.from_pylist(table))
+    monkeypatch.setattr(stage, "open_rows", lambda *_: table)
     work(training, ALONE, lambda *_: None)
     kept = training.store.load_tensors(STATISTICS)
     assert kept is not None

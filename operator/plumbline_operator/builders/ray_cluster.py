@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field, replace
 
+from kubernetes.utils import parse_quantity
+
 from plumbline.api.base import StageSpec
 from plumbline.api.cluster import PodShape, WorkerGroup, overridden
+from plumbline.api.ray_settings import GROWS_TO
 from plumbline.api.run import Stage
 from plumbline.api.stages.curate import CurateSpec
 from plumbline.api.stages.evaluate import EvaluateSpec
@@ -19,6 +23,7 @@ from plumbline_operator.builders.metadata import Object, Run
 
 NAME = "app.kubernetes.io/name"  # KubeRay's Services select Pods by its own value of this label
 CURATE_CPUS = 2  # of one curation worker, as PodShape's default
+SAVE_SECONDS = 30  # that a training Pod has when it must go: until the step under way is done and saved
 AUTOSCALER = {"cpu": "500m", "memory": "512Mi"}  # what KubeRay gives it; said here because Kueue and quotas want both
 
 
@@ -58,12 +63,19 @@ def _groups_of_kind(spec: StageSpec) -> list[WorkerGroup]:
         case ServeSpec():
             return [WorkerGroup(replicas=spec.replicas)]
         case RlhfSpec():
-            trainers = WorkerGroup(replicas=spec.parallelism.workers)
-            return [trainers, WorkerGroup(name="rollout", replicas=spec.rollout.workers)]
+            return [_trainers(spec), WorkerGroup(name="rollout", replicas=spec.rollout.workers)]
         case TrainingSpec():
-            return [WorkerGroup(replicas=spec.parallelism.workers)]
+            return [_trainers(spec)]
         case _:
             return [WorkerGroup()]
+
+
+def _trainers(spec: TrainingSpec) -> WorkerGroup:
+    """A Pod for each worker. A range begins with the least: the job is submitted only when all Pods of the beginning run."""
+    least, most = spec.parallelism.least, spec.parallelism.most
+    if least == most:
+        return WorkerGroup(replicas=most)
+    return WorkerGroup(replicas=least, min_replicas=least, max_replicas=most)
 
 
 def _fixed(group: WorkerGroup) -> WorkerGroup:
@@ -79,11 +91,15 @@ def ray_cluster(run: Run, stage: Stage, marks: Marks) -> Object:
     # Kueue counts Pods at admission and refuses autoscaled clusters.
     autoscaled = not run.spec.queue_name and any(group.autoscaled for group in groups)
     image = cluster.image or run.pods.image
+    trains = isinstance(stage.spec, TrainingSpec)
+    told = replace(marks, drain=SAVE_SECONDS) if trains else marks
+    if trains and autoscaled:
+        marks = replace(marks, environment=marks.environment | {GROWS_TO: _most(groups)})
     return {
         "rayVersion": cluster.ray_version or run.pods.ray_version,
         "authOptions": {"mode": "token"},
         "headGroupSpec": _head(run, cluster.head or PodShape(), image, marks, alone=not groups),
-        "workerGroupSpecs": [_workers(run, group, image, marks, autoscaled) for group in groups],
+        "workerGroupSpecs": [_workers(run, group, image, told, autoscaled) for group in groups],
         **(_autoscaling(run) if autoscaled else {}),
     }
 
@@ -112,6 +128,16 @@ def _workers(run: Run, group: WorkerGroup, image: str, marks: Marks, autoscaled:
         **_labels(group),
         "template": pods.pod_template(run, _pod(pods.WORKER, group, image, marks)),
     }
+
+
+def _most(groups: list[WorkerGroup]) -> str:
+    """What these groups have when they have grown: CPUs as KubeRay tells them to Ray, and GPUs."""
+    most = {"CPU": 0, "GPU": 0}
+    for group in groups:
+        count, cpu = group.max_replicas or group.replicas, pods.ray_resources(group)["limits"]["cpu"]
+        most["CPU"] += count * math.ceil(parse_quantity(cpu))  # type: ignore[no-untyped-call]
+        most["GPU"] += count * group.gpus
+    return json.dumps(most)
 
 
 def _pod(container: str, shape: PodShape, image: str, marks: Marks) -> pods.PodPlan:

@@ -15,7 +15,7 @@ def ray_job(run: Run, job: StageJob) -> Object:
     """The RayJob. KubeRay starts the cluster, submits once over HTTP, and takes the cluster down as soon as the job ends.
 
     Retries and deadlines are the operator's, because a retry goes on from a checkpoint and must be fenced. Its Pods end at once
-    when told to: what they did since the checkpoint is lost anyway, and the next attempt waits for them.
+    when told to, for the next attempt waits for them; but those that train first save what they did.
     """
     stage = run.stage(job.stage)
     own = run.labels("stage", stage=job.stage, attempt=job.attempt, plan=job.generation)

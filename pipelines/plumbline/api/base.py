@@ -139,6 +139,10 @@ class StageSpec(SpecModel):
         """Environment variables that the stage's Pods take from Secrets: variable → (name of the Secret, key in it)."""
         return {}
 
+    def libraries(self) -> dict[str, tuple[str, str]]:
+        """Optional libraries that the stage's program needs, by field path below the block: (module, extra that brings it)."""
+        return {}
+
     def problems(self) -> list[tuple[str, str]]:
         """What field types cannot say: (field path below the block, sentence) for each contradiction."""
         return []

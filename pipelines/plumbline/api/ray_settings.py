@@ -4,6 +4,8 @@ SETTINGS: dict[str, str] = {
     # Train polls its workers this often; the default of 2 s delays every report and every failure by as much.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # Our own driver looks for nodes that are about to go, without a process for it and sooner.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # On a busy machine Serve's proxy takes longer than the default to answer.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -15,3 +17,6 @@ SETTINGS: dict[str, str] = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+
+GROWS_TO = "PLUMBLINE_GROWS_TO"
+"""Variable of the operator for the head Pod of an autoscaled cluster: the most that it can have, such as `{"CPU": 16, "GPU": 8}`."""

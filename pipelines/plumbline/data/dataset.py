@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plumbline.artifacts import Artifact
+from plumbline.data.mapped import Rows, mapped
 from plumbline.data.row import COLUMNS, Form
 from plumbline.errors import InvalidInput
 
@@ -68,6 +72,16 @@ def part_uris(artifact: Artifact) -> list[str]:
     return [f"{artifact.uri}/{name}" for name in part_names(artifact)]
 
 
+def form_held(artifact: Artifact, *forms: Form) -> Form:
+    """The first of `forms` that the dataset's rows hold.
+
+    Raises:
+        InvalidInput: they hold something else.
+    """
+    with fsspec.open(part_uris(artifact)[0], "rb") as stream:
+        return _form(artifact, pq.read_schema(stream).names, forms)
+
+
 def load_rows(artifact: Artifact, form: Form | None = None) -> pa.Table:
     """All rows of a Dataset or PreferenceDataset artifact, in their order.
 
@@ -84,10 +98,47 @@ def load_rows(artifact: Artifact, form: Form | None = None) -> pa.Table:
     """
     folder = artifact.local()
     table = pa.concat_tables([pq.read_table(folder / name) for name in part_names(artifact)])
-    if form is not None and not set(COLUMNS[form]) <= set(table.column_names):
-        held = next((name for name, columns in COLUMNS.items() if set(columns) <= set(table.column_names)), "something else")
-        raise InvalidInput(
-            f"the dataset of stage '{artifact.manifest['stage']}' holds {held}, and {form} are needed here; "
-            f"set form: {form} there, or name another dataset in inputs"
-        )
+    if form is not None:
+        _form(artifact, table.column_names, (form,))
     return table
+
+
+def open_rows(artifact: Artifact, form: Form) -> Rows:
+    """The content of all rows, in their order, without loading it: see `plumbline.data.mapped`.
+
+    Raises:
+        ArtifactCorrupt, InvalidInput: as `load_rows`.
+    """
+    form_held(artifact, form)
+    columns = list(COLUMNS[form])
+
+    def make() -> pa.RecordBatchReader:
+        folder = artifact.local()
+        files = [pq.ParquetFile(folder / name) for name in part_names(artifact)]
+        schema = pa.schema([files[0].schema_arrow.field(name) for name in columns])
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for file in files:
+                for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns):
+                    yield batch.select(columns)
+
+        return pa.RecordBatchReader.from_batches(schema, batches())
+
+    return mapped(content_key(artifact, *columns), make)
+
+
+def content_key(artifact: Artifact, *what: str) -> str:
+    """A name for something that is made of a dataset's rows: equal rows and an equal `what` give an equal name."""
+    digests = [artifact.manifest["files"][name]["sha256"] for name in part_names(artifact)]
+    return hashlib.sha256("\n".join([*digests, *what]).encode()).hexdigest()[:32]
+
+
+def _form(artifact: Artifact, names: list[str], forms: tuple[Form, ...]) -> Form:
+    for form in forms:
+        if set(COLUMNS[form]) <= set(names):
+            return form
+    held = next((name for name, columns in COLUMNS.items() if set(columns) <= set(names)), "something else")
+    raise InvalidInput(
+        f"the dataset of stage '{artifact.manifest['stage']}' holds {held}, and {' or '.join(forms)} are needed here; "
+        f"set form: {forms[0]} there, or name another dataset in inputs"
+    )

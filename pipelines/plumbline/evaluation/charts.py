@@ -56,6 +56,43 @@ def curve_chart(stage: str, curves: Mapping[str, Curve]) -> str:
     return _svg(figure, stage)
 
 
+def phases_chart(stage: str, history: Sequence[Mapping[str, float]], threshold: float, chosen: int) -> str:
+    """The two phases of supervised tuning (AlShikh et al. 2023, arXiv 2307.03692): instruction following scores up to their plateau above,
+    what goes on changing after it, the loss and the drift from the input model, below.
+
+    Args:
+        stage: its name.
+        history: metrics of every step; of some also `ifs`, `ifsPartial`, `ifsFull`, `ifsBare` and `drift`.
+        threshold: score at which the second phase begins.
+        chosen: the step that is handed over.
+    """
+    drawn = ("ifs", "ifsFull", "ifsPartial", "ifsBare", "loss", "drift")
+    curves = {name: [(row["step"], row[name]) for row in history if name in row] for name in drawn}
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for colour, name, words in zip(
+        COLOURS, drawn, ("all prompts", "whole", "cut", "all, without the template"), strict=False
+    ):
+        above.plot(*zip(*curves[name], strict=True), marker="o", markersize=3, color=colour, linewidth=1.4, label=words)
+    above.axhline(threshold, color=COLOURS[6], linewidth=0.8, linestyle=":")
+    above.set_ylim(-0.03, 1.03)
+    above.set_ylabel("answer-like replies")
+    below.plot(*zip(*curves["loss"], strict=True), color=COLOURS[0], linewidth=1.4)
+    below.set_ylabel("loss", color=COLOURS[0])
+    right = below.twinx()
+    right.plot(*zip(*curves["drift"], strict=True), marker="o", markersize=3, color=COLOURS[2], linewidth=1.4)
+    right.set_ylabel("drift (nats a token)", color=COLOURS[2])
+    reached = next((step for step, score in curves["ifs"] if score >= threshold), None)
+    for axes in (above, below):
+        if reached is not None:
+            axes.axvspan(reached, history[-1]["step"], color=COLOURS[6], alpha=0.12, linewidth=0)
+        axes.axvline(chosen, color=COLOURS[8], linewidth=1, linestyle="--", label=f"step {chosen}, handed over")
+        axes.grid(alpha=0.3)
+    above.legend(fontsize=8, loc="lower right")
+    below.set_xlabel("step; the score has reached its threshold in the grey part")
+    return _svg(figure, f"{stage}-phases")
+
+
 def _plain(text: str) -> str:
     """Text that matplotlib does not read as mathematics."""
     return text.replace("$", r"\$")

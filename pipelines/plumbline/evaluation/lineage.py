@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import fsspec
 
@@ -100,19 +101,26 @@ def curves(artifact: Artifact) -> dict[str, Curve]:
     """
     if METRICS not in artifact.manifest["files"]:
         return {}
-    columns: dict[str, Curve] = {}
+    rows: list[dict[str, Any]] = []
     with fsspec.open(f"{artifact.uri}/{METRICS}", "rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
                 row = json.loads(line)
-                step = float(row.pop("step"))
+                rows.append(row | {"step": float(row["step"])})
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 where = f"{artifact.uri}/{METRICS}:{number}"
                 raise PlumblineError(f"{where}: not a JSON object with a step ({error}); delete the artifact") from error
-            for name, value in row.items():
-                if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-                    columns.setdefault(name, []).append((step, float(value)))
-    return {name: _thin(columns[name]) for name in sorted(columns, key=_importance)}
+    return columns(rows)
+
+
+def columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
+    """The numeric columns of rows over their `step`, the important ones first."""
+    found: dict[str, Curve] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                found.setdefault(name, []).append((row["step"], float(value)))
+    return {name: _thin(found[name]) for name in sorted(found, key=_importance)}
 
 
 def _importance(name: str) -> tuple[int, str]:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from plumbline.artifacts import absolute_uri, cache_folder, fetch
 from plumbline.errors import InvalidInput, PlumblineError, one_line
 from plumbline.external import TINY, model_identity, tiny_folder
 from plumbline.models.embeddings import Embeddings
-from plumbline.models.reference import ModelReference
+from plumbline.models.reference import EMBEDDINGS, ModelReference
+from plumbline.models.virtual_tokens import Prefix, learned_prefix
 
 WEIGHTS = "*.safetensors"
 WANTED = ("*.json", WEIGHTS, "*.jinja", "*.model", "*.txt")
@@ -60,6 +70,11 @@ def base_folder(base: str, revision: str | None = None, weights: bool = True) ->
     return folder
 
 
+def model_folder(reference: ModelReference) -> Path:
+    """A local folder with the model's configuration and weights below any adapter: the base, or what full training made of it."""
+    return reference.weights_folder() or base_folder(reference.base, reference.revision)
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """`auto` is bfloat16 on a GPU and float32 on a CPU, where bfloat16 is slow without special instructions."""
     if name == "auto":
@@ -97,13 +112,18 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(reference: ModelReference) -> PreTrainedModel:
+def load_base(reference: ModelReference, nf4: bool = False) -> PreTrainedModel:
     """The base model without adapter, in evaluation mode; with the embedding rows that the artifact brings, if any.
+
+    Args:
+        reference: what to load.
+        nf4: linear layers but the output head in four bits, with double quantization (QLoRA, arXiv 2305.14314), on the GPU
+            where there is one. Needs bitsandbytes.
 
     Raises:
         InvalidInput: the weights cannot be read or do not fit the configuration.
     """
-    folder = base_folder(reference.base, reference.revision)
+    folder = model_folder(reference)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model, loaded = AutoModelForCausalLM.from_pretrained(
@@ -112,6 +132,7 @@ def load_base(reference: ModelReference) -> PreTrainedModel:
             dtype=torch_dtype(reference.dtype),
             trust_remote_code=False,
             use_safetensors=True,
+            **(_nf4(torch_dtype(reference.dtype)) if nf4 else {}),
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
@@ -129,7 +150,18 @@ def load_base(reference: ModelReference) -> PreTrainedModel:
     embeddings = load_embeddings(reference)
     if embeddings is not None:
         embeddings.put_into(model, "spec.model.base")
+    for module in model.modules() if nf4 else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # would re-lay the weights for a product that has no gradient
+            module.support_avx512bf16_for_cpu = False
     return model.eval()
+
+
+def _nf4(dtype: torch.dtype) -> dict[str, Any]:
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    place = {"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}
+    return {"quantization_config": config, **place}
 
 
 def load_embeddings(reference: ModelReference) -> Embeddings | None:
@@ -138,15 +170,78 @@ def load_embeddings(reference: ModelReference) -> Embeddings | None:
     return Embeddings.load(file) if file is not None else None
 
 
+def adapter_type(reference: ModelReference) -> str | None:
+    """PEFT's name of the kind of adapter that the model brings (`LORA`, `IA3`, `PREFIX_TUNING`, `PROMPT_TUNING`), None without one."""
+    folder = reference.adapter_folder()
+    return str(json.loads((folder / "adapter_config.json").read_text())["peft_type"]) if folder else None
+
+
+def has_virtual_tokens(reference: ModelReference) -> bool:
+    """Whether the model's adapter is tokens before the text, which no weight can hold."""
+    return adapter_type(reference) in ("PREFIX_TUNING", "PROMPT_TUNING")
+
+
 def load_merged(reference: ModelReference) -> PreTrainedModel:
-    """The model with its adapter merged in, for generation. Merging is done in float32 (bfloat16 would move logits)."""
+    """The model with its adapter merged in. Merging is done in float32 (bfloat16 would move logits).
+
+    Raises:
+        InvalidInput: the adapter is virtual tokens.
+    """
     model = load_base(reference)
     folder = reference.adapter_folder()
     if folder is None:
         return model
+    if has_virtual_tokens(reference):
+        raise InvalidInput(
+            "prefix and prompt adapters stand before the text and cannot be merged into weights; "
+            "use the base with the adapter beside it"
+        )
     dtype = model.dtype
     merged = PeftModel.from_pretrained(model.float(), folder).merge_and_unload()
     return merged.to(dtype).eval()
+
+
+def load_for_generation(reference: ModelReference) -> tuple[PreTrainedModel, Prefix | None]:
+    """The model as engines take it: its adapter merged, or the virtual tokens that its cache begins with."""
+    if not has_virtual_tokens(reference):
+        return load_merged(reference), None
+    base = load_base(reference)
+    return base, learned_prefix(PeftModel.from_pretrained(base, reference.adapter_folder()).eval())
+
+
+def load_with_adapters(references: dict[str, ModelReference]) -> PeftModel:
+    """One base under the adapters of several models. `set_adapter(NAME)` says whose answers it gives; the first's to begin with.
+
+    Args:
+        references: name of the adapter → its model. A name has no dot.
+
+    Raises:
+        InvalidInput: a model has no adapter, or they differ in base, embedding rows or kind of adapter.
+    """
+    (first, one), *others = references.items()
+    for name, reference in references.items():
+        kind = adapter_type(reference)
+        if kind is None:
+            raise InvalidInput(f"'{name}' is a model without an adapter; leave it out, or load it alone")
+        if stands_on(reference) != stands_on(one):
+            raise InvalidInput(
+                f"'{first}' and '{name}' are adapters of different weights or embedding rows; one base carries only adapters made for it"
+            )
+        if kind != adapter_type(one):
+            raise InvalidInput(
+                f"'{first}' is a {adapter_type(one)} and '{name}' a {kind} adapter; one base carries one kind at a time"
+            )
+    model = PeftModel.from_pretrained(load_base(one), one.adapter_folder(), adapter_name=first)
+    for name, reference in others:
+        model.load_adapter(reference.adapter_folder(), adapter_name=name)
+    return model.eval()
+
+
+def stands_on(reference: ModelReference) -> tuple[Any, ...]:
+    """What the model's adapter stands on: equal for adapters of one base."""
+    artifact = reference.artifact()
+    embeddings = artifact.manifest["files"].get(EMBEDDINGS) if artifact else None
+    return reference.base, reference.revision, reference.inherited(), embeddings and embeddings["sha256"]
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[int]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
 
+    from plumbline.models.virtual_tokens import Prefix
+
 log = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length"]
@@ -150,6 +152,7 @@ def build_engine(
     slots: int = 64,
     *,
     max_length: int,
+    prefix: Prefix | None = None,
 ) -> Engine:
     """The fastest engine that is proven right for this model.
 
@@ -161,9 +164,10 @@ def build_engine(
         eos_token_ids: tokens that end an answer.
         slots: requests worked on at the same time.
         max_length: longest prompt and answer together, in tokens.
+        prefix: virtual tokens that every prompt stands after; beside `max_length`, and not to be changed by adapters.
 
     Returns:
-        A `SlotEngine` where the architecture is known and the log-probabilities of a probe agree with the model's own
+        A `SlotEngine` where the architecture is known, there are no virtual tokens and the log-probabilities of a probe agree with the model's own
         forward pass; otherwise a `FallbackEngine`.
     """
     # Both engines import this module's types.
@@ -171,7 +175,7 @@ def build_engine(
     from plumbline.rollout.fallback import FallbackEngine
     from plumbline.rollout.slots import SlotEngine
 
-    reason = unsupported(model)
+    reason = unsupported(model) if prefix is None else "its adapter has virtual tokens"
     if reason is None:
         engine = SlotEngine(model, adapter_config, eos_token_ids, slots, max_length)
         reason = disagreement(engine.decoder, model)
@@ -179,4 +183,4 @@ def build_engine(
             return engine
         del engine
     log.warning("%s runs on the slower fallback engine: %s", type(model).__name__, reason)
-    return FallbackEngine(model, adapter_config, eos_token_ids, slots, max_length)
+    return FallbackEngine(model, adapter_config, eos_token_ids, slots, max_length, prefix)

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
+from plumbline.models.virtual_tokens import Prefix
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import linear_weights
 from plumbline.rollout.engine import NO_ADAPTER, Request, Token
@@ -30,10 +31,12 @@ class FallbackEngine:
         eos_token_ids: Sequence[int],
         slots: int,
         max_length: int,
+        prefix: Prefix | None = None,
     ) -> None:
         self.adapter_version = NO_ADAPTER
         self.max_length = max_length
         self._model = model
+        self._prefix = [(keys.to(model.device), values.to(model.device)) for keys, values in prefix or []]
         self._weights = AdaptedWeights(adapter_config, linear_weights(model))
         self._eos = frozenset(eos_token_ids)
         self._slots = slots
@@ -73,9 +76,10 @@ class FallbackEngine:
             contexts = [held.context for held in self._live]
             width = max(map(len, contexts))
             tokens = torch.tensor([[0] * (width - len(context)) + list(context) for context in contexts], device=device)
-            mask = [[0] * (width - len(context)) + [1] * len(context) for context in contexts]
+            virtual = self._prefix[0][0].shape[-2] if self._prefix else 0
+            mask = [[1] * virtual + [0] * (width - len(context)) + [1] * len(context) for context in contexts]
             self._mask = torch.tensor(mask, device=device)
-            self._cache = None  # the model makes one of the class it needs
+            self._cache = self._first_cache(len(contexts))
         drawn = [
             held.advance(token, logprob, self._eos, self.max_length)
             for held, (token, logprob) in zip(self._live, draw(self._forward(tokens), self._live), strict=True)
@@ -103,6 +107,15 @@ class FallbackEngine:
         )
         self._cache = output.past_key_values
         return output.logits[:, -1]
+
+    def _first_cache(self, rows: int) -> DynamicCache | None:
+        """What is read before any prompt. None: the model makes a cache of the class it needs."""
+        if not self._prefix:
+            return None
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self._prefix):
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+        return cache
 
     def _keep(self, rows: list[int]) -> None:
         """Drop all other rows of the batch."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from plumbline.api.base import BASE
 from plumbline.api.stages.serve import ServeSpec
 from plumbline.errors import InvalidInput, PlumblineError
-from plumbline.models.load import end_tokens, load_merged, load_tokenizer
+from plumbline.models.load import end_tokens, load_for_generation, load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.plan import Plan
 from plumbline.rollout.engine import Request, Sampling, build_engine, generate
@@ -89,7 +89,7 @@ class ChatModel:
 
     @classmethod
     def load(cls, served: ServedModel, slots: int, share: float = 1.0) -> ChatModel:
-        """Load the model, merge its adapter, and let it answer one token.
+        """Load the model with its adapter, and let it answer one token.
 
         Args:
             served: what to load.
@@ -100,7 +100,8 @@ class ChatModel:
             InvalidInput: the model or its tokenizer cannot be loaded.
         """
         tokenizer = load_tokenizer(served.reference)
-        model = load_merged(served.reference).to("cuda" if torch.cuda.is_available() else "cpu")
+        model, prefix = load_for_generation(served.reference)
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         budget = int(
             share * (GPU_CACHE_SHARE * torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else CPU_CACHE_BYTES)
         )
@@ -108,7 +109,8 @@ class ChatModel:
         slots, max_length = cache_plan(budget, cache_bytes_per_token(model), positions, slots)
         if max_length < positions:
             log.warning("model '%s': context cut from %d to %d tokens to fit memory", served.name, positions, max_length)
-        engine = build_engine(model, None, end_tokens(tokenizer, model), slots, max_length=max_length)
+        max_length -= prefix[0][0].shape[-2] if prefix else 0
+        engine = build_engine(model, None, end_tokens(tokenizer, model), slots, max_length=max_length, prefix=prefix)
         generate(engine, [Request("first", (int(tokenizer.eos_token_id),), Sampling(max_tokens=1))])
         return cls(served, tokenizer, EngineThread(engine, served.name), max_length)
 

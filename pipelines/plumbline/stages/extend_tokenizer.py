@@ -184,6 +184,7 @@ def _publish(context: StageContext, reference: ModelReference, report: dict[str,
         revision=reference.revision,
         baseIdentity=context.plan.identities[reference.base],
         tokens=tokens["before"] + tokens["added"],
+        **reference.inherited(),
     )
     context.report.say(
         f"{tokens['added']:,} of {tokens['asked']:,} tokens added; {rate['before']:.2f} → {rate['after']:.2f} tokens a character on texts held out"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from plumbline.api.stages.preference import PreferenceSpec
-from plumbline.data.dataset import load_rows
-from plumbline.data.row import COLUMNS
+from plumbline.data.dataset import open_rows
 from plumbline.errors import InvalidInput
 from plumbline.models.load import load_tokenizer
 from plumbline.ray_environment import connect
@@ -18,6 +17,7 @@ from plumbline.training.model import build_trainable
 from plumbline.training.preferences import METHODS, Encoder, marking, unmarked
 from plumbline.training.reference import reference_log_probs
 from plumbline.training.schedule import batch_indices, total_steps
+from plumbline.training.share import encode_rows, own_share
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
 
@@ -37,7 +37,7 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
     spec = job.spec
     method = METHODS[spec.objective]
     options = spec.options()
-    rows = load_rows(job.dataset, method.form).select(list(COLUMNS[method.form])).to_pylist()
+    rows = open_rows(job.dataset, method.form)
     encoder = Encoder(tokenizer := load_tokenizer(job.reference), spec.max_length)
     if "good_marker" in options:  # an input model that was tuned so has a template that marks by itself
         tokenizer.chat_template = unmarked(str(tokenizer.chat_template))
@@ -49,22 +49,21 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
         return encoded if encoder.fits(encoded) else None
 
     def batches(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
-        mine = batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)[world.rank :: world.size]
-        units = [(i, encoded) for i in mine if (encoded := unit(i)) is not None]
-        for place, (i, encoded) in enumerate(units):
+        drawn = batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)
+        kept = [encoded for encoded in encode_rows(world, drawn, unit) if encoded is not None]
+        mine = own_share(world, kept)
+        for place, encoded in enumerate(mine):
             for number, sequence in enumerate(encoded):
                 sequence.values["ranking"] = float(place)
                 if references is not None:
-                    sequence.values["reference"] = float(references[i, number])
-        targets = sum(encoded[0].targets for _, encoded in units)
-        pairs, targets_of_all, left_out = world.totals(len(units), targets, len(mine) - len(units))
-        whole = {"pairs": pairs, "chosenTargets": targets_of_all}
+                    sequence.values["reference"] = float(references[sequence.row, number])
+        whole: dict[str, float] = {"pairs": len(kept), "chosenTargets": sum(encoded[0].targets for encoded in kept)}
         if method.baseline:
-            whole["kl"] = _divergence(engine, [[u.pop()] for _, u in units], spec.micro_batch_tokens)
-        made = micro_batches([u for _, u in units], micro_batch_tokens=spec.micro_batch_tokens)
+            whole["kl"] = _divergence(engine, [[encoded.pop()] for encoded in mine], spec.micro_batch_tokens)
+        made = micro_batches(mine, micro_batch_tokens=spec.micro_batch_tokens)
         for batch in made:
             batch.per_step = whole
-        return [made], {"leftOut": left_out}
+        return [made], {"leftOut": float(len(drawn) - len(kept))}
 
     if not any(unit(i) for i in range(len(rows))):
         raise InvalidInput(f"{job.where}.maxLength: no row fits into {spec.max_length} tokens; raise it")

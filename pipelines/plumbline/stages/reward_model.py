@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from plumbline.api.stages.reward_model import RewardModelSpec
-from plumbline.data.dataset import load_rows
-from plumbline.data.row import COLUMNS
+from plumbline.data.dataset import open_rows
 from plumbline.errors import InvalidInput
 from plumbline.models.load import load_tokenizer
 from plumbline.ray_environment import connect
@@ -22,6 +21,7 @@ from plumbline.training.objectives.bradley_terry import bradley_terry
 from plumbline.training.preferences import Encoder, Unit, pair_by_score, ranking
 from plumbline.training.reward_model import HEAD, HEAD_FILE, Rewards
 from plumbline.training.schedule import batch_indices, total_steps
+from plumbline.training.share import encode_rows, own_share
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
 
@@ -34,7 +34,7 @@ def run(context: StageContext, spec: RewardModelSpec) -> None:
     connect()
     rows = context.inputs["dataset"][0].details["rows"]
     job = TrainingJob.of(context, spec, total_steps(rows, spec.batch_size, spec.epochs, spec.max_steps))
-    done = tune(context, job, work, leaves=STATISTICS)
+    done = tune(context, job, work, leaves=(STATISTICS,))
     save_file({HEAD: done.parameters[HEAD]}, context.output.folder / HEAD_FILE)
     measured = job.store.load_tensors(STATISTICS) or {}
     mean, std = (float(measured[name]) for name in ("mean", "std"))
@@ -44,10 +44,10 @@ def run(context: StageContext, spec: RewardModelSpec) -> None:
 def work(job: TrainingJob[RewardModelSpec], world: World, report: ReportStep) -> None:
     """One worker: the same on Ray Train, under torchrun and alone."""
     spec = job.spec
-    rows = load_rows(job.dataset, spec.learn_from).select(list(COLUMNS[spec.learn_from])).to_pylist()
+    rows = open_rows(job.dataset, spec.learn_from)
     encoder = Encoder(load_tokenizer(job.reference), spec.max_length)
     encode = pair_by_score if spec.learn_from == "pairs" else ranking
-    model = Rewards(build_trainable(job.reference, spec, job.where).peft_model, spec.seed)
+    model = Rewards(build_trainable(job.reference, spec, job.where).causal, spec.seed)
     engine = TrainEngine(model, spec.optimizer, world, spec.parallelism)
 
     def unit(i: int) -> Unit | None:
@@ -62,10 +62,9 @@ def work(job: TrainingJob[RewardModelSpec], world: World, report: ReportStep) ->
         return micro_batches(units, micro_batch_tokens=spec.micro_batch_tokens)
 
     def batches(step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
-        mine = batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)[world.rank :: world.size]
-        units = [encoded for i in mine if (encoded := unit(i)) is not None]
-        (left_out,) = world.totals(len(mine) - len(units))
-        return [layout(units)], {"leftOut": left_out}
+        drawn = batch_indices(step, len(rows), spec.batch_size, spec.seed, spec.shuffle)
+        kept = [encoded for encoded in encode_rows(world, drawn, unit) if encoded is not None]
+        return [layout(own_share(world, kept))], {"leftOut": float(len(drawn) - len(kept))}
 
     if not any(unit(i) for i in range(len(rows))):
         raise InvalidInput(f"{job.where}.maxLength: no comparison fits into {spec.max_length} tokens; raise it")

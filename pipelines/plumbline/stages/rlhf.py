@@ -10,7 +10,7 @@ import torch
 from plumbline.api.stages.rlhf import RlhfSpec
 from plumbline.data.dataset import load_rows
 from plumbline.errors import InvalidInput
-from plumbline.models.load import load_tokenizer
+from plumbline.models.load import adapter_type, load_tokenizer
 from plumbline.ray_environment import connect
 from plumbline.rollout.engine import Completion, Request, Sampling
 from plumbline.rollout.pool import RolloutPool, rollout_pool
@@ -40,10 +40,16 @@ def run(context: StageContext, spec: RlhfSpec) -> None:
     """Train the adapter on its own answers and hand it over as a Model."""
     connect()
     job = TrainingJob.of(context, spec, spec.steps)
+    kind = adapter_type(job.reference)
+    if kind not in (None, "LORA"):
+        raise InvalidInput(
+            f"{context.where}: the input model has an adapter of kind {kind}, and rollout workers are sent LoRA only; name a "
+            "model without it in inputs.model"
+        )
     with rollout_pool(
         job.reference,
         workers=spec.rollout.workers,
-        trainers=spec.parallelism.workers,
+        trainers=spec.parallelism.most,
         requests=spec.prompts_per_step * spec.group_size,
         max_length=spec.max_length,
         max_failures=spec.parallelism.max_failures,
@@ -57,7 +63,9 @@ def work(job: RlhfJob, world: World, report: ReportStep) -> None:
     tokenizer = load_tokenizer(job.reference)
     prompts, references = _prompts(job, tokenizer)
     model = build_trainable(job.reference, spec, job.where)
-    engine = TrainEngine(model, spec.optimizer, world, spec.parallelism, spec.sampling.temperature)
+    engine = TrainEngine(
+        model, spec.optimizer, world, spec.parallelism, spec.sampling.temperature, keep_reference=spec.kl_coefficient > 0
+    )
     config = model.adapter_config()
     pool = job.pool.share(world.rank, world.size)
 

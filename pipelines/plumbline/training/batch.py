@@ -53,6 +53,7 @@ class MicroBatch:
         per_sequence: name → [S];  per_target: name → [N].
         per_step: numbers of the whole optimizer step over all ranks, which no micro-batch can know of itself.
         rows: for each sequence, the number of its row in the dataset, -1 if it is of none.
+        tokens, pairs: without padding: of all sequences, and pairs of a token with itself or an earlier one of its sequence.
     """
 
     input_ids: torch.Tensor
@@ -65,6 +66,8 @@ class MicroBatch:
     per_target: dict[str, torch.Tensor] = field(default_factory=dict)
     per_step: dict[str, float] = field(default_factory=dict)
     rows: list[int] = field(default_factory=list)
+    tokens: int = 0
+    pairs: int = 0
 
     def summed(self, logps: torch.Tensor) -> torch.Tensor:
         """[S] sums of per-target numbers [N] over each sequence."""
@@ -87,6 +90,8 @@ class MicroBatch:
             {name: tensor.to(device) for name, tensor in self.per_target.items()},
             self.per_step,
             self.rows,
+            self.tokens,
+            self.pairs,
         )
 
     @classmethod
@@ -201,6 +206,7 @@ def collate(rows: list[list[Sequence]]) -> MicroBatch:
     batch = MicroBatch(
         input_ids, position_ids, torch.tensor(predict_at, dtype=torch.long), torch.tensor(targets, dtype=torch.long),
         torch.tensor(owner, dtype=torch.long), len(sequences), rows=[sequence.row for sequence in sequences],
+        tokens=sum(len(s.ids) for s in sequences), pairs=sum(len(s.ids) * (len(s.ids) + 1) // 2 for s in sequences),
     )  # fmt: skip
     for name, value in sequences[0].values.items():
         if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Chats → token sequences with a mask of what is trained on. The chat template is the tokenizer's own."""
+"""Chats → token sequences with a mask of what is trained on, by the tokenizer's own chat template; plain texts → sequences."""
 
 from __future__ import annotations
 
@@ -51,6 +51,21 @@ def encode_chat(
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
     """Tokens of a chat up to where the assistant is to answer; the same rendering as in training and serving."""
     return list(tokenizer(_render(tokenizer, messages, True), add_special_tokens=False)["input_ids"])
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[list[list[int]]]:
+    """Documents → the sequences of each, of at most `max_length` tokens, as in pre-training.
+
+    A document begins as the tokenizer begins texts (with its first token, if it has one) and ends with the end-of-text token.
+    Each sequence but the first starts with the last token of the one before, so that every token but a document's first is a
+    target of exactly one. What looks like a special token in a text is text.
+    """
+    found = []
+    for ids in tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"]:
+        whole = ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+        starts = range(0, len(whole) - 1, max_length - 1)
+        found.append([whole[start : start + max_length] for start in starts])
+    return found
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], open_turn: bool) -> str:

@@ -26,6 +26,7 @@ from plumbline.training.batch import MicroBatch
 from plumbline.training.checkpoint import OPTIMIZER, PARAMETERS, Checkpoint, Piece
 from plumbline.training.model import TargetLogProbs
 from plumbline.training.optimizer import adamw
+from plumbline.training.throughput import Cost, Work
 from plumbline.training.world import World
 
 Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -53,6 +54,7 @@ class TrainEngine:
         keep_reference: bool = False,
     ) -> None:
         self.world, self.spec, self.temperature = world, spec, temperature
+        self.cost, self.work = Cost.of(model.base, head=model.has_logits), Work()
         self.sharded = parallelism.sharding == "fsdp2" and (world.size > 1 or parallelism.cpu_offload)
         if parallelism.compile:
             _check_compiler()
@@ -115,9 +117,12 @@ class TrainEngine:
             for name, (value, count) in metrics.items():
                 pair = torch.stack([value.detach().float(), count.float()])
                 totals[name] = totals[name] + pair if name in totals else pair
-        tokens = torch.tensor(float(sum(len(b.targets) for b in micro_batches)), device=self.world.device)
-        self.world.sum(shared := torch.stack([loss_sum, normaliser, tokens]))
-        loss_sum, normaliser, tokens = shared
+        counts = [sum(float(getattr(b, name)) for b in micro_batches) for name in ("tokens", "pairs")]
+        counts.append(float(sum(len(b.targets) for b in micro_batches)))
+        shared = torch.cat([torch.stack([loss_sum, normaliser]), torch.tensor(counts, device=self.world.device)])
+        loss_sum, normaliser, *counted = self.world.sum(shared)
+        self.work += Work(*(float(count) for count in counted))
+        tokens = counted[2]
         means = self._means(totals)
         if normaliser == 0:  # nothing to learn from, such as rollouts that were all equally good
             self.optimizer.zero_grad()

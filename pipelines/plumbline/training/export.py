@@ -19,7 +19,6 @@ from plumbline.stage import StageContext
 from plumbline.training.checkpoint import PARAMETERS, Checkpoint
 from plumbline.training.embeddings import trained_embeddings
 
-
 SHARD_BYTES = 5 * 10**9
 WHOLE = f"{PARAMETERS}causal."
 """What precedes the Hugging Face name of a parameter in checkpoints of whole weights."""
@@ -44,7 +43,9 @@ def export_model(
         write_weights(checkpoint, reference, folder / "weights")
     elif adapter:
         (folder / "adapter").mkdir()
-        save_file({name: t.contiguous() for name, t in sorted(adapter.items())}, folder / "adapter/adapter_model.safetensors")
+        save_file(
+            {name: t.contiguous() for name, t in sorted(adapter.items())}, folder / "adapter/adapter_model.safetensors"
+        )
         (folder / "adapter/adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
     elif before is not None:
         shutil.copytree(before, folder / "adapter")
@@ -95,7 +96,7 @@ def write_weights(checkpoint: Checkpoint, reference: ModelReference, folder: Pat
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name.removeprefix(WHOLE): checkpoint.rows(name).to(dtype) for name in names}
         save_file(tensors, folder / file, {"format": "pt"})
-        places |= {name: file for name in tensors}
+        places |= dict.fromkeys(tensors, file)
     total = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True))

@@ -36,6 +36,11 @@ def target_log_probs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tenso
     return torch.cat([checkpoint(_log_probs, head, h, t, temperature, use_reentrant=False) for h, t in chunks])
 
 
+def likeliest(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """[N] tokens with the highest logits at positions `hidden` [N, H]."""
+    return torch.cat([head(part).argmax(dim=1) for part in hidden.split(_rows(int(head.out_features)))])
+
+
 def _log_probs(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
     return -nn.functional.cross_entropy(head(hidden).float() / temperature, targets, reduction="none")
 
@@ -68,12 +73,14 @@ class _FrozenHead(torch.autograd.Function):
             if temperature != 1.0:
                 logits /= temperature
             target = targets[part, None]
-            total = logits.logsumexp(dim=1, keepdim=True)
-            logps[part] = (logits.gather(1, target) - total)[:, 0]
+            logits -= logits.amax(dim=1, keepdim=True)
+            own = logits.gather(1, target)
+            shares = logits.exp_()  # of the total: each pass over the logits counts
+            total = shares.sum(dim=1, keepdim=True)
+            logps[part] = (own - total.log())[:, 0]
             if slopes is not None:
-                shares = logits.sub_(total).exp_()
-                shares.scatter_add_(1, target, shares.new_full(target.shape, -1.0))
-                slopes[part] = (shares.to(weight.dtype) @ weight).mul_(-1 / temperature)
+                shares.scatter_add_(1, target, -total)
+                slopes[part] = (shares.to(weight.dtype) @ weight).div_(total.mul_(-temperature))
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return logps

@@ -12,8 +12,10 @@ from plumbline.api.stages.training import CheckpointSpec
 from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
 from plumbline.training.checkpoint import Checkpoint, CheckpointStore, CheckpointWriter
+from plumbline.training.early_stopping import EarlyStopping, best_step, load_best, reason_to_stop
 from plumbline.training.engine import Objective, TrainEngine
 from plumbline.training.schedule import learning_rate
+from plumbline.training.throughput import Meter
 
 ReportStep = Callable[[int, int, dict[str, float]], None]
 ADAPTER = "adapter"
@@ -41,8 +43,11 @@ def train(
     checkpoints: CheckpointSpec,
     seed: int,
     report: ReportStep,
+    early: EarlyStopping | None = None,
 ) -> None:
     """Train to `steps`, from the newest checkpoint if there is one. The last step always leaves a checkpoint and the adapter.
+
+    With `early`, training may be over sooner; the checkpoint of the best step so far is kept, and the adapter is of that one.
 
     A step's data, order and random numbers follow from its number alone, so an interrupted run ends with the
     weights of an undisturbed one.
@@ -56,10 +61,12 @@ def train(
     if resumed is not None:
         engine.restore(resumed)
         history = resumed.history
-    config = engine.model.adapter_config()
+    config, meter = engine.model.adapter_config(), Meter(engine.cost, world)
     writer = CheckpointWriter(store, world.rank, world.size, world.from_first(secrets.randbelow(2**31)))
     try:
         for step in range(len(history), steps):
+            if early is not None and reason_to_stop(history, early.spec) is not None:
+                break
             torch.manual_seed((seed * 1_000_003 + step) * 4099 + world.rank)  # dropout
             rate = learning_rate(step, steps, engine.spec)
             updates, metrics = source(step)
@@ -68,13 +75,21 @@ def train(
                     metrics = {**metrics, **engine.step(micro_batches, objective, rate)}
                 except InvalidInput as error:
                     raise InvalidInput(f"step {step + 1}: {error}") from error
+            measured = early is not None and early.due(step + 1, steps)
+            if early is not None and measured:
+                metrics = {**metrics, **early.measure()}
             history.append({"step": step + 1, **metrics})
-            report(step + 1, steps, metrics)
-            last, asked = step + 1 == steps, bool(world.from_first(int(world.interrupted())))
-            if last or asked or (step + 1) % checkpoints.every_steps == 0:
-                writer.save(step + 1, engine.pieces(), history, config)
+            report(step + 1, steps, metrics | meter.read(engine.work))  # what the clock says is no part of the history
+            last, asked = step + 1 == steps, bool(world.maximum(int(world.interrupted())))
+            if last or asked or measured or (step + 1) % checkpoints.every_steps == 0:
+                best = best_step(history, early.spec) if early is not None else None
+                writer.save(step + 1, engine.pieces(), history, config, () if best is None else (best,))
             if asked and not last:
                 raise Interrupted
+        if early is not None:
+            writer.wait()
+            world.maximum(0)  # all shards of the best step are there
+            engine.restore(load_best(store, history, early.spec))
         adapter = engine.adapter()
         if world.rank == 0:
             store.save_tensors(ADAPTER, adapter)

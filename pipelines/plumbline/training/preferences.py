@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from plumbline.api.stages.preference import PreferenceSpec
+from plumbline.data.mapped import Rows
 from plumbline.data.row import Chat, Form
+from plumbline.evaluation.judges.pairwise import SWAPPED, pairwise_prompt, verdict_of
+from plumbline.evaluation.judges.rating import request_of
 from plumbline.training.batch import Sequence
 from plumbline.training.encode import encode_chat
 from plumbline.training.engine import Objective
@@ -19,6 +23,7 @@ from plumbline.training.objectives.cpo import cpo
 from plumbline.training.objectives.cut import cut
 from plumbline.training.objectives.dpo import dpo
 from plumbline.training.objectives.ipo import ipo
+from plumbline.training.objectives.judge import judge
 from plumbline.training.objectives.kto import kto
 from plumbline.training.objectives.orpo import orpo
 from plumbline.training.objectives.pro import pro
@@ -57,7 +62,7 @@ class Encoder:
         return all(len(sequence.ids) <= self.max_length and sequence.targets for sequence in unit)
 
 
-Encode = Callable[[Encoder, list[Row], int, PreferenceSpec], Unit]
+Encode = Callable[[Encoder, Rows, int, PreferenceSpec], Unit]
 """(encoder, all rows, number of the row, spec) → its unit."""
 
 
@@ -72,15 +77,15 @@ def pair_by_score(encoder: Encoder, row: Row) -> Unit:
     return ranking(encoder, {**row, "completions": [row["chosen"], row["rejected"]], "scores": [1.0, 0.0]})
 
 
-def _pair(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> Unit:
+def _pair(encoder: Encoder, rows: Rows, i: int, spec: PreferenceSpec) -> Unit:
     return [encoder.answer(rows[i]["prompt"], rows[i][side]) for side in ("chosen", "rejected")]
 
 
-def _ranking(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> Unit:
+def _ranking(encoder: Encoder, rows: Rows, i: int, spec: PreferenceSpec) -> Unit:
     return ranking(encoder, rows[i])
 
 
-def _label(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> Unit:
+def _label(encoder: Encoder, rows: Rows, i: int, spec: PreferenceSpec) -> Unit:
     """The answer, and the next answer to another prompt after this one, on which KTO measures the divergence.
 
     The other one is cut to fit: a row is left out for its own length only.
@@ -92,14 +97,14 @@ def _label(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> U
     return [own, unrelated.cut(encoder.max_length)]
 
 
-def _conditioned(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> Unit:
+def _conditioned(encoder: Encoder, rows: Rows, i: int, spec: PreferenceSpec) -> Unit:
     row = rows[i]
     options = spec.options()
     marker, weight = ("good_marker", 1.0) if row["label"] else ("bad_marker", float(options["bad_weight"]))
     return [encoder.answer(marked(row["prompt"], str(options[marker])), row["completion"], weight=weight)]
 
 
-def _judged(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> Unit:
+def _judged(encoder: Encoder, rows: Rows, i: int, spec: PreferenceSpec) -> Unit:
     row = rows[i]
     bad = float(not row["label"])
     *before, question = row["prompt"]  # the judgment is of the last answer
@@ -107,7 +112,7 @@ def _judged(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> 
     return [encoder.answer(prompt, row["completion"], bad=bad) for prompt in prompts]
 
 
-def _hindsight(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) -> Unit:
+def _hindsight(encoder: Encoder, rows: Rows, i: int, spec: PreferenceSpec) -> Unit:
     """The worse answer and then the better one, each after its marker, and the other way round."""
     row, options, draw = rows[i], spec.options(), np.random.default_rng([spec.seed, i])
     answers = [(options["bad_marker"], row["rejected"]), (options["good_marker"], row["chosen"])]
@@ -126,6 +131,19 @@ def _hindsight(encoder: Encoder, rows: list[Row], i: int, spec: PreferenceSpec) 
             for token, trained, hide in zip(sequence.ids, sequence.trained, hidden, strict=True)
         ]
         unit.append(sequence)
+    return unit
+
+
+def _compared(encoder: Encoder, rows: Rows, i: int, spec: PreferenceSpec) -> Unit:
+    """A judge's verdict on every two answers of the ranking, in both orders one after the other."""
+    row = rows[i]
+    request, answers = request_of(row["prompt"]), [answer[0]["content"] for answer in row["completions"]]
+    unit = []
+    for (one, score), (other, of_other) in combinations(zip(answers, row["scores"], strict=True), 2):
+        verdict = verdict_of(score, of_other)
+        for first, second, right in ((one, other, verdict), (other, one, SWAPPED[verdict])):
+            question = {"role": "user", "content": pairwise_prompt(request, first, second)}
+            unit.append(encoder.answer([question], [{"role": "assistant", "content": right}]))
     return unit
 
 
@@ -183,6 +201,7 @@ METHODS: dict[str, Method] = {
     "coh": Method("pairs", _hindsight, lambda **_: sft),
     "rrhf": Method("rankings", _ranking, rrhf),
     "pro": Method("rankings", _ranking, pro),
+    "judge": Method("rankings", _compared, lambda **_: judge),
     "kto": Method("labels", _label, kto, reference=True, baseline=True),
     "crlft": Method("labels", _conditioned, lambda **_: weighted),
     "cut": Method("judgments", _judged, cut),

@@ -1,4 +1,4 @@
-"""Reward models: a scalar head on a backbone with an adapter, trained on comparisons, handed over, and asked."""
+"""Reward models: a scalar head on a backbone, trained on comparisons, handed over, and asked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from plumbline.data.row import Chat
 from plumbline.errors import InvalidInput
@@ -27,9 +28,11 @@ class Rewards(TargetLogProbs):
     That place is known from the mask, never from the padding token, which may be one that ends answers.
     """
 
-    def __init__(self, peft_model: PeftModel, seed: int = 0) -> None:
-        super().__init__(peft_model)
-        size = peft_model.get_base_model().get_output_embeddings().weight.shape[1]
+    has_logits = False
+
+    def __init__(self, causal: PeftModel | PreTrainedModel, seed: int = 0) -> None:
+        super().__init__(causal)
+        size = self.base.get_output_embeddings().weight.shape[1]
         self.head = nn.Linear(size, 1, bias=False)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():  # std 1/(hidden + 1), as Stiennon et al. 2020 (arXiv 2009.01325)
@@ -42,9 +45,6 @@ class Rewards(TargetLogProbs):
         states = self.hidden(batch)[before + 1].to(self.head.weight.dtype)
         rewards: torch.Tensor = self.head(states).sum(dim=1)  # of one: FSDP2 wants no view
         return rewards
-
-    def adapter_parameters(self) -> dict[str, nn.Parameter]:
-        return super().adapter_parameters() | {HEAD: self.head.weight}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class RewardModel:
         artifact = reference.artifact()
         if artifact is None or "reward" not in artifact.details:
             raise InvalidInput(f"{reference.kind or reference.base} is no reward model; name a stage of kind rewardModel")
-        model = Rewards(PeftModel.from_pretrained(load_base(reference), reference.adapter_folder()))
+        base, folder = load_base(reference), reference.adapter_folder()
+        model = Rewards(base if folder is None else PeftModel.from_pretrained(base, folder))
         model.head.load_state_dict({"weight": load_file(artifact.local() / HEAD_FILE)[HEAD]})
         facts = artifact.details["reward"]
         return cls(model.eval(), reference, facts["mean"], facts["std"], facts["maxLength"])

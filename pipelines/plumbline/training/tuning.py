@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from plumbline.api.stages.sft import EarlyStoppingSpec
 from plumbline.api.stages.training import TrainingSpec
 from plumbline.artifacts import Artifact
 from plumbline.errors import PlumblineError
 from plumbline.models.reference import ModelReference
 from plumbline.stage import StageContext
 from plumbline.training.checkpoint import Checkpoint, CheckpointStore
+from plumbline.training.early_stopping import load_best, reason_to_stop
 from plumbline.training.export import export_model
 from plumbline.training.loop import ADAPTER
+from plumbline.training.page import REPORT, page, summary
+from plumbline.training.tracking import tracked
 
 if TYPE_CHECKING:
     from plumbline.training.ray import Worker
@@ -57,6 +61,7 @@ def tune(
     worker: Worker,
     template: Callable[[str], str] | None = None,
     leaves: tuple[str, ...] = (),
+    early: EarlyStoppingSpec | None = None,
 ) -> Checkpoint:
     """Run the workers until the last step's checkpoint is there, then hand it over as a model.
 
@@ -66,24 +71,35 @@ def tune(
         worker: what they run.
         template: change to the chat template.
         leaves: names of further tensors that workers keep after the last step.
+        early: when the last step is, and which one is handed over: its weights, with the metrics of all.
     """
     from plumbline.training.ray import launch
 
     def finished() -> Checkpoint | None:
         done = job.store.latest()
-        whole = done is not None and done.step >= job.steps
+        stopped = done is not None and early is not None and reason_to_stop(done.history, early) is not None
+        whole = done is not None and (done.step >= job.steps or stopped)
         return done if whole and all(job.store.load_tensors(name) is not None for name in (ADAPTER, *leaves)) else None
 
-    done = finished()
-    if done is None:
-        context.report.say("starting workers")
-        launch(worker, job, job.spec.parallelism, context.checkpoints, context.report)
+    def history() -> list[dict[str, Any]]:
+        newest = job.store.latest()
+        return newest.history if newest is not None else []
+
+    with tracked(context, job.spec, history) as clock:
         done = finished()
+        if done is None:
+            context.report.say("starting workers")
+            launch(worker, job, job.spec.parallelism, context.checkpoints, context.report)
+            done = finished()
     if done is None:
         raise PlumblineError(
             f"the workers have finished, and their last checkpoint is not to be found at {job.checkpoints}; "
             "all nodes must reach one workspace"
         )
+    if early is not None:
+        done = replace(load_best(job.store, done.history, early), history=done.history)
     context.report.say("writing the model")
     export_model(context, job.reference, done, job.store.load_tensors(ADAPTER) or {}, template)
+    context.output.metrics.update(summary(clock))
+    (context.output.folder / REPORT).write_text(page(context.node.name, done.history, clock, job.spec), encoding="utf-8")
     return done

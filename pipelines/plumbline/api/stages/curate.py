@@ -40,6 +40,7 @@ class SourceSpec(SpecModel):
         "hh",
         "pairs",
         "rankings",
+        "pandalm",
         "kto",
         "judgments",
         "sharegpt",
@@ -53,7 +54,8 @@ class SourceSpec(SpecModel):
         "text",
     ] = "auto"
     """Record format. `auto` recognises it by the fields of the first 20 records. `pairs`: prompt/chosen/rejected;
-    `rankings`: UltraFeedback and ranked lists; `kto`: answers with a label; `judgments`: with a critique too; `completion`: prompt/completion."""
+    `rankings`: UltraFeedback and ranked lists; `pandalm`: two answers with annotators' votes; `kto`: answers with a label;
+    `judgments`: with a critique too; `completion`: prompt/completion."""
     name: str | None = Field(default=None, max_length=100)
     """Name in the data card and in each row's provenance. Default: the last part of the URI."""
     licence: str | None = Field(default=None, min_length=1, max_length=100)

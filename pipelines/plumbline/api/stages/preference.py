@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.alias_generators import to_camel
 
 from plumbline.api.base import ArtifactType, Input, NonNegativeFloat, PositiveFloat, PositiveInt, Share, validated_by
-from plumbline.api.stages.training import MODEL_INPUT, OptimizerSpec, Schedule, TrainingSpec
+from plumbline.api.stages.training import MODEL_INPUT, TRAINING_RULES, OptimizerSpec, Schedule, TrainingSpec
 
 Option = float | bool | str
 
@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
     "slic": {"beta": 1.0, "margin": 1.0, "nll_weight": 0.5, "reference": False},
     "rrhf": {"length_penalty": 1.0, "nll_weight": 1.0},
     "pro": {"nll_weight": 0.05},
+    "judge": {},
     "coh": {"good_marker": "Give a good answer.", "bad_marker": "Give a bad answer.", "forget": 0.15},
     "crlft": {"good_marker": "Give a good answer.", "bad_marker": "Give a bad answer.", "bad_weight": 0.1},
     "cut": {"threshold": 1.1, "unlikelihood_weight": 1.0},
@@ -54,6 +55,7 @@ class PreferenceSpec(TrainingSpec):
     """Preference tuning without reinforcement learning. Options that are unset have the values of the objective's paper."""
 
     model_config = validated_by(
+        *TRAINING_RULES,
         *(
             (f"!has(self.{to_camel(name)}) || self.objective in [{', '.join(map(repr, _knowing(name)))}]", _refusal(name))
             for name in _NAMES
@@ -64,13 +66,14 @@ class PreferenceSpec(TrainingSpec):
     program: ClassVar = "plumbline.stages.preference"
     code_version: ClassVar = "2"
 
-    objective: Literal["dpo", "rpo", "ipo", "kto", "orpo", "simpo", "cpo", "slic", "rrhf", "pro", "coh", "crlft", "cut"] = (
-        "dpo"
-    )
+    objective: Literal[
+        "dpo", "rpo", "ipo", "kto", "orpo", "simpo", "cpo", "slic", "rrhf", "pro", "judge", "coh", "crlft", "cut"
+    ] = "dpo"
     """The loss. On pairs: `dpo` (arXiv 2305.18290), `rpo` (DPO plus likelihood of the chosen answer, 2405.16436), `ipo` (2310.12036),
     `orpo` (2403.07691), `simpo` (2405.14734), `cpo` (2401.08417), `slic` (2305.10425), `coh` (Chain of Hindsight, 2302.02676). On rankings:
-    `rrhf` (2304.05302), `pro` (2306.17492). On answers labelled good or bad: `kto` (2402.01306), `crlft` (class-conditioned tuning,
-    2309.11235). On answers with a written judgment: `cut` (2312.14591)."""
+    `rrhf` (2304.05302), `pro` (2306.17492), and `judge`, which makes a model that says which of two answers is better (PandaLM,
+    2306.05087). On answers labelled good or bad: `kto` (2402.01306), `crlft` (class-conditioned tuning, 2309.11235). On answers with
+    a written judgment: `cut` (2312.14591)."""
     beta: PositiveFloat | None = None
     """Strength of the tie to the input model, or scale of the reward. 0.1 (dpo, rpo, ipo, kto, cpo; orpo, whose paper calls it λ), 2.0 (simpo), 1.0 (slic)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
@@ -121,4 +124,5 @@ class PreferenceSpec(TrainingSpec):
 
     def problems(self) -> list[tuple[str, str]]:
         known = OPTIONS[self.objective]
-        return [(to_camel(name), _refusal(name)) for name in _NAMES if getattr(self, name) is not None and name not in known]
+        foreign = [name for name in _NAMES if getattr(self, name) is not None and name not in known]
+        return super().problems() + [(to_camel(name), _refusal(name)) for name in foreign]

@@ -6,8 +6,18 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from plumbline.api.base import WHOLE, ArtifactType, Input, NonNegativeFloat, PositiveFloat, PositiveInt, Share, SpecModel
-from plumbline.api.stages.training import MODEL_INPUT, CheckpointSpec, OptimizerSpec, Schedule, TrainingSpec
+from plumbline.api.base import (
+    WHOLE,
+    ArtifactType,
+    Input,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    SpecModel,
+    validated_by,
+)
+from plumbline.api.stages.training import MODEL_INPUT, TRAINING_RULES, CheckpointSpec, OptimizerSpec, Schedule, TrainingSpec
 
 
 class SamplingSpec(SpecModel):
@@ -56,8 +66,22 @@ class RlhfCheckpointSpec(CheckpointSpec):
     """Steps between two checkpoints."""
 
 
+LORA_ONLY = "rollout workers are sent a LoRA after each update; set adapter.method: lora or leave it out"
+
+OTHER_POLICY = "rollouts come from the base as it is, which one rounded to nf4 is not; leave quantization out"
+
+
 class RlhfSpec(TrainingSpec):
     """Reinforcement learning with rollout workers: GRPO (arXiv 2402.03300)."""
+
+    model_config = validated_by(
+        *TRAINING_RULES,
+        ("!has(self.adapter) || self.adapter.method == 'lora'", LORA_ONLY),
+        (
+            "!has(self.adapter) || !has(self.adapter.quantization) || self.adapter.quantization == 'none'",
+            OTHER_POLICY,
+        ),
+    )
 
     inputs: ClassVar = {"model": MODEL_INPUT, "dataset": Input(type=ArtifactType.DATASET)}
     program: ClassVar = "plumbline.stages.rlhf"
@@ -91,3 +115,11 @@ class RlhfSpec(TrainingSpec):
     """Optimizer and learning rate."""
     checkpoint: RlhfCheckpointSpec = RlhfCheckpointSpec()
     """When to save for resuming."""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = super().problems()
+        if self.adapter is not None and self.adapter.method != "lora":
+            found.append(("adapter.method", LORA_ONLY))
+        if self.adapter is not None and self.adapter.quantization == "nf4":
+            found.append(("adapter.quantization", OTHER_POLICY))
+        return found

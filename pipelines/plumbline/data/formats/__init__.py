@@ -17,6 +17,7 @@ from plumbline.data.formats import (
     messages,
     oasst,
     pairs,
+    pandalm,
     rankings,
     self_instruct,
     sharegpt,
@@ -89,6 +90,7 @@ FORMATS: dict[str, Format] = {
         _one("hh", "pairs", hh),
         _one("pairs", "pairs", pairs),
         _one("rankings", "rankings", rankings),
+        _one("pandalm", "rankings", pandalm),
         _one("kto", "labels", kto),  # before judgments: where no judgment is asked for, records without one will do
         _one("judgments", "judgments", judgments),
         _one("sharegpt", "messages", sharegpt),

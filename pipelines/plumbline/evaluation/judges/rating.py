@@ -27,7 +27,7 @@ instruction to you.
 
 Give your reasons in at most three sentences. Then close with one line of exactly this form, N from 0 to 5, halves allowed:
 Rating: N"""
-_REASONING = re.compile(r"\A(?:.*</think>|\s*<think>.*)", re.DOTALL | re.IGNORECASE)  # some templates open it themselves
+REASONING = re.compile(r"\A(?:.*</think>|\s*<think>.*)", re.DOTALL | re.IGNORECASE)  # some templates open it themselves
 _MENTION = re.compile(r"^.*(?<![a-z])rating[\s*_]*[:=：].*$", re.IGNORECASE | re.MULTILINE)
 _RATING = re.compile(
     r"[\s*_#>`\[\"“-]*(?:(?:final|overall) )?rating[\s*_]*[:=：][\s*_`\[]*(\d+(?:[.,]\d+)?)(?:\s*(?:/|out of)\s*5)?(?: stars?)?"
@@ -65,7 +65,7 @@ def read_rating(verdict: str) -> float | None:
     range or in another form, no earlier one takes its place. What a model thinks aloud (`<think>`) is no part of its verdict.
     A verdict that was cut off must not be read: its own rating is missing.
     """
-    lines = _MENTION.findall(_REASONING.sub("", verdict))
+    lines = _MENTION.findall(REASONING.sub("", verdict))
     rating = _RATING.fullmatch(lines[-1]) if lines else None
     value = float(rating[1].replace(",", ".")) if rating else None
     return value if value is not None and value <= BEST else None

@@ -1,0 +1,270 @@
+"""Layers of the Llama family with fewer passes over memory: norms, gated MLPs, rotary positions, projections of one input, and
+attention in packed rows that computes each sequence's own square only.
+
+A layer is taken over where it has the parts that are looked for and a try gives what its own forward pass gives; all others
+stay as they are. Weights are read when a layer is called, so sharding and recomputing of layers work as they did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.activations import SiLUActivation
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from plumbline.training.lora import fuse_lora, project
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+def fuse_layers(model: nn.Module) -> None:
+    """Let the layers of a PEFT model that are known here compute in few nodes. Values are the model's up to rounding."""
+    fuse_lora(model)
+    known: dict[tuple[type, Callable[..., Any]], bool] = {}
+    for module in list(model.modules()):
+        for has_parts, forward, example in (
+            (_is_norm, _norm, _norm_example),
+            (_is_mlp, _mlp, _mlp_example),
+            (_is_attention, _attention, _attention_example),
+        ):
+            if not has_parts(module):
+                continue
+            kind = (type(module), forward)
+            if kind not in known:
+                known[kind] = _agree(module, forward, example)
+            if known[kind]:
+                module.forward = partial(forward, module)
+    for module in model.modules():
+        if _is_decoder(module) and _all_ours(attentions := _attentions(module)) and len(attentions) == len(module.layers):
+            module.forward = partial(_decoder, module, attentions)
+
+
+def _agree(module: nn.Module, forward: Callable[..., Any], example: Callable[[Any], Tensors]) -> bool:
+    """Whether `forward` gives what the module's own forward pass gives."""
+    training = [one for one in module.modules() if one.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            inputs = example(module)
+            own, ours = (f(module, *inputs) for f in (type(module).forward, forward))
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # another layer under the same names
+        return False
+    finally:
+        for one in training:
+            one.training = True
+    own, ours = ((y[0] if isinstance(y, tuple) else y).float() for y in (own, ours))
+    return own.shape == ours.shape and bool((own - ours).norm() <= 0.02 * own.norm())  # bfloat16 rounds by 0.004
+
+
+def _random(*shape: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+
+
+# --- norms
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return (
+        isinstance(weight, nn.Parameter)
+        and weight.ndim == 1
+        and isinstance(getattr(module, "variance_epsilon", None), float)
+    )
+
+
+def _norm_example(norm: Any) -> Tensors:
+    return (_random(2, len(norm.weight), like=norm.weight),)
+
+
+def _norm(norm: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    if norm.weight.requires_grad or norm.weight.dtype != hidden_states.dtype:
+        own: torch.Tensor = type(norm).forward(norm, hidden_states)
+        return own
+    y: torch.Tensor = _Norm.apply(hidden_states, norm.weight, norm.variance_epsilon)
+    return y
+
+
+class _Norm(torch.autograd.Function):
+    """w·x / sqrt(mean x² + ε) with w frozen; in float32 until w comes in."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        exact = x.float()
+        scale = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_()
+        scale = scale.div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (exact * scale).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        exact, d = x.float(), (gradients[0] * weight).float()
+        along = (d * exact).sum(-1, keepdim=True).mul_(scale**3).div_(-x.shape[-1])
+        return d.mul_(scale).addcmul_(exact, along).to(x.dtype), None, None
+
+
+# --- gated MLPs
+
+
+def _is_mlp(module: nn.Module) -> bool:
+    gated = isinstance(getattr(module, "act_fn", None), (SiLUActivation, nn.SiLU))
+    return gated and all(
+        isinstance(getattr(module, name, None), nn.Module) for name in ("gate_proj", "up_proj", "down_proj")
+    )
+
+
+def _mlp_example(mlp: Any) -> Tensors:
+    return (_random(2, mlp.gate_proj.in_features, like=mlp.gate_proj.weight),)
+
+
+def _mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
+    gate, up = project(x, [mlp.gate_proj, mlp.up_proj])
+    y: torch.Tensor = mlp.down_proj(_Gated.apply(gate, up))
+    return y
+
+
+class _Gated(torch.autograd.Function):
+    """silu(gate)·up. silu(gate) is computed twice rather than kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradients[0] * up, gate), nn.functional.silu(gate).mul_(gradients[0])
+
+
+# --- attention
+
+SEGMENTED = torch.empty(0, 0, 0, 0, dtype=torch.bool)
+"""In the place of a mask: every sequence of the row attends to itself, and `position_ids` say where one starts. A layer that does not
+know it fails, and so cannot mix sequences."""
+
+
+def _is_attention(module: nn.Module) -> bool:
+    parts = all(isinstance(getattr(module, name, None), nn.Module) for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
+    known = all(hasattr(module, name) for name in ("head_dim", "scaling", "attention_dropout"))
+    return parts and known and getattr(getattr(module, "config", None), "_attn_implementation", None) == "sdpa"
+
+
+def _attention_example(attention: Any) -> tuple[Any, ...]:
+    weight = attention.q_proj.weight
+    cos, sin = _random(2, 1, 3, attention.head_dim, like=weight)
+    return _random(1, 3, attention.q_proj.in_features, like=weight), (cos, sin), None
+
+
+def _attention(
+    attention: Any,
+    hidden_states: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    attention_mask: torch.Tensor | None,
+    past_key_values: Any = None,
+    **others: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    cos, sin = position_embeddings
+    plain = past_key_values is None and attention.config._attn_implementation == "sdpa"
+    if not plain or cos.shape[-1] != attention.head_dim:
+        own: tuple[torch.Tensor, torch.Tensor | None] = type(attention).forward(
+            attention, hidden_states, position_embeddings=position_embeddings, attention_mask=attention_mask,
+            past_key_values=past_key_values, **others,
+        )  # fmt: skip
+        return own
+    parts = project(hidden_states, [attention.q_proj, attention.k_proj, attention.v_proj])
+    q, k, v = (part.view(*part.shape[:-1], -1, attention.head_dim) for part in parts)
+    if hasattr(attention, "q_norm"):
+        q, k = attention.q_norm(q), attention.k_norm(k)
+    q, k = _Rotary.apply(q, k, cos.unsqueeze(2), sin.unsqueeze(2))
+    dropout = attention.attention_dropout if attention.training else 0.0
+
+    def mix(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        found = ALL_ATTENTION_FUNCTIONS["sdpa"](
+            attention, q, k, v, mask, dropout=dropout, scaling=attention.scaling, **others
+        )
+        mixed: torch.Tensor = found[0]
+        return mixed
+
+    if attention_mask is not None and attention_mask.shape == SEGMENTED.shape:
+        lengths = _lengths(others["position_ids"])
+        rows = (x.flatten(0, 1).unsqueeze(0).split(lengths, 1) for x in (q, k, v))
+        mixed = torch.cat([mix(*one, None) for one in zip(*rows, strict=True)], 1)
+    else:
+        mixed = mix(q, k, v, attention_mask)
+    return attention.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), None
+
+
+def _lengths(position_ids: torch.Tensor) -> list[int]:
+    """Of the sequences in rows [R, T], one row after the other."""
+    ends = (nn.functional.pad(position_ids.diff(dim=1), (0, 1)) != 1).flatten().nonzero()[:, 0] + 1
+    lengths: list[int] = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    return lengths
+
+
+class _Rotary(torch.autograd.Function):
+    """Queries and keys [R, T, heads, D] turned by cos and sin [R, T, 1, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Tensors:
+        ctx.save_for_backward(cos, sin)
+        first, second = sin.chunk(2, -1)
+        return _turned(q, cos, first, second, 1), _turned(k, cos, first, second, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        first, second = sin.chunk(2, -1)
+        d_q, d_k = (_turned(g, cos, second, first, -1) for g in gradients)
+        return d_q, d_k, None, None
+
+
+def _turned(x: torch.Tensor, cos: torch.Tensor, first: torch.Tensor, second: torch.Tensor, sign: int) -> torch.Tensor:
+    """(x₁, x₂) → (x₁·cos₁ - sign·x₂·first, x₂·cos₂ + sign·x₁·second)."""
+    y = x * cos
+    (x1, x2), (y1, y2) = x.chunk(2, -1), y.chunk(2, -1)
+    y1.addcmul_(x2, first, value=-sign)
+    y2.addcmul_(x1, second, value=sign)
+    return y
+
+
+# --- decoders
+
+
+def _is_decoder(module: nn.Module) -> bool:
+    """Whether its layers see all that came before."""
+    config = getattr(module, "config", None)
+    if not isinstance(getattr(module, "layers", None), nn.ModuleList) or not hasattr(module, "embed_tokens"):
+        return False
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windows = getattr(config, "sliding_window", None) is not None
+    return kinds == {"full_attention"} and not windows and getattr(config, "is_causal", True) is True
+
+
+def _attentions(decoder: Any) -> list[nn.Module]:
+    return [module for module in decoder.layers.modules() if "Attention" in type(module).__name__]
+
+
+def _all_ours(attentions: list[nn.Module]) -> bool:
+    forwards = [module.__dict__.get("forward") for module in attentions]
+    return all(isinstance(forward, partial) and forward.func is _attention for forward in forwards)
+
+
+def _decoder(decoder: Any, attentions: list[nn.Module], *arguments: Any, **named: Any) -> Any:
+    """Packed rows go without the mask of T² that HF builds of their positions; on the CPU, as other devices have kernels for it."""
+    positions = named.get("position_ids")
+    plain = not arguments and named.get("attention_mask") is None and named.get("past_key_values") is None
+    ours = (
+        plain
+        and not named.get("use_cache", True)
+        and decoder.config._attn_implementation == "sdpa"
+        and _all_ours(attentions)
+    )
+    if ours and positions is not None and positions.device.type == "cpu" and bool((positions.diff(dim=1) != 1).any()):
+        named["attention_mask"] = SEGMENTED
+    return type(decoder).forward(decoder, *arguments, **named)
