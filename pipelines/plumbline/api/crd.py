@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from typing import Any
 
@@ -21,6 +22,7 @@ COLUMNS = {
     "Gate": ".status.gate",
     "Endpoint": ".status.endpoint",
 }
+_FIRST_SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z`])")
 _REWRITTEN = {"properties", "items", "additionalProperties", "const", "default"}
 _DROPPED = {"title", "anyOf", "$ref", "$defs", "x-immutable"}
 
@@ -66,7 +68,7 @@ def structural(model: type[BaseModel]) -> Schema:
         TypeError: the model has a field that no structural schema can say, such as a union of two types.
     """
     schema = model.model_json_schema(by_alias=True)
-    return _convert(schema, schema.get("$defs", {}), model.__name__)
+    return _convert(schema, schema.get("$defs", {}), model.__name__, set())
 
 
 def _root() -> Schema:
@@ -88,10 +90,25 @@ def _root() -> Schema:
     }
 
 
-def _convert(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:
+def _convert(node: Schema, definitions: dict[str, Schema], path: str, seen: set[str], brief: bool = False) -> Schema:
+    """One node.
+
+    Args:
+        node: to convert.
+        definitions: what references point to.
+        path: for messages.
+        seen: blocks that have been described in full; again they are in brief, as several stage kinds share them and a definition has a limit.
+        brief: inside such a block.
+    """
+    blocks = set(_blocks(node))
+    brief = brief or bool(blocks & seen)
+    seen |= blocks
     node = _resolve(node, definitions, path)
     found: Schema = {key: deepcopy(node[key]) for key in ("description", "type") if key in node}
     found |= {key: deepcopy(value) for key, value in node.items() if key not in _DROPPED | _REWRITTEN | set(_BOUNDS)}
+    if "description" in found:
+        text = " ".join(found["description"].split())  # readers wrap lines themselves
+        found["description"] = _FIRST_SENTENCE.split(text)[0] if brief else text
     if "const" in node:
         found["enum"] = [node["const"]]
     if "default" in node:
@@ -100,12 +117,12 @@ def _convert(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:
             del found["default"]
     if "properties" in node:
         found["properties"] = {
-            name: _convert(field, definitions, f"{path}.{name}") for name, field in node["properties"].items()
+            name: _convert(field, definitions, f"{path}.{name}", seen, brief) for name, field in node["properties"].items()
         }
     if "items" in node:
-        found["items"] = _convert(node["items"], definitions, f"{path}[]")
+        found["items"] = _convert(node["items"], definitions, f"{path}[]", seen, brief)
     if isinstance(node.get("additionalProperties"), dict):
-        found["additionalProperties"] = _convert(node["additionalProperties"], definitions, f"{path}.*")
+        found["additionalProperties"] = _convert(node["additionalProperties"], definitions, f"{path}.*", seen, brief)
     _set_bounds(found, node)
     if node.get("x-immutable"):
         name = path.rpartition(".")[2]
@@ -135,6 +152,12 @@ def _set_bounds(found: Schema, node: Schema) -> None:
         found[bound] = value
         if bound != word:
             found[word] = True
+
+
+def _blocks(node: Schema) -> list[str]:
+    """The definitions that a node refers to."""
+    nodes = [node, *node.get("anyOf", [])]
+    return [one["$ref"] for one in nodes if "$ref" in one]
 
 
 def _resolve(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:

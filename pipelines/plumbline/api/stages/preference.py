@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from pydantic.alias_generators import to_camel
 
 from plumbline.api.base import ArtifactType, Input, NonNegativeFloat, PositiveFloat, PositiveInt, Share, validated_by
+from plumbline.api.options import foreign_options, option, option_rules
 from plumbline.api.stages.training import MODEL_INPUT, TRAINING_RULES, OptimizerSpec, Schedule, TrainingSpec
 
 Option = float | bool | str
@@ -31,17 +31,6 @@ OPTIONS: dict[str, dict[str, Option]] = {
 """The options of each objective and what they are where the run does not say."""
 
 
-def _knowing(option: str) -> list[str]:
-    return [objective for objective, options in OPTIONS.items() if option in options]
-
-
-def _refusal(option: str) -> str:
-    return f"{to_camel(option)} is an option of {', '.join(_knowing(option))} only"
-
-
-_NAMES = sorted({option for options in OPTIONS.values() for option in options})
-
-
 class PreferenceOptimizerSpec(OptimizerSpec):
     """AdamW with the defaults of offline preference tuning."""
 
@@ -56,10 +45,7 @@ class PreferenceSpec(TrainingSpec):
 
     model_config = validated_by(
         *TRAINING_RULES,
-        *(
-            (f"!has(self.{to_camel(name)}) || self.objective in [{', '.join(map(repr, _knowing(name)))}]", _refusal(name))
-            for name in _NAMES
-        ),
+        *option_rules("objective", OPTIONS),
     )
 
     inputs: ClassVar = {"model": MODEL_INPUT, "dataset": Input(type=ArtifactType.PREFERENCE_DATASET)}
@@ -119,10 +105,7 @@ class PreferenceSpec(TrainingSpec):
 
     def options(self) -> dict[str, Option]:
         """The objective's options, as set or by default."""
-        set_ = {name: getattr(self, name) for name in OPTIONS[self.objective]}
-        return {name: OPTIONS[self.objective][name] if value is None else value for name, value in set_.items()}
+        return {name: option(self, self.objective, name, OPTIONS) for name in OPTIONS[self.objective]}
 
     def problems(self) -> list[tuple[str, str]]:
-        known = OPTIONS[self.objective]
-        foreign = [name for name in _NAMES if getattr(self, name) is not None and name not in known]
-        return super().problems() + [(to_camel(name), _refusal(name)) for name in foreign]
+        return super().problems() + foreign_options(self, self.objective, OPTIONS)

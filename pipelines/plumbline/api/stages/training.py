@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
-from pydantic.alias_generators import to_camel
 
 from plumbline.api.base import (
     WHOLE,
@@ -20,6 +19,7 @@ from plumbline.api.base import (
     StageSpec,
     validated_by,
 )
+from plumbline.api.options import foreign_options, option, option_rules
 from plumbline.api.stages.tracking import TrackingSpec
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -53,15 +53,6 @@ VIRTUAL = ("prefix", "prompt")
 """Methods that train virtual tokens, which stand before those of the text."""
 
 
-def _knowing(option: str) -> list[str]:
-    return [method for method, options in ADAPTER_OPTIONS.items() if option in options]
-
-
-def _refusal(option: str) -> str:
-    return f"{to_camel(option)} is an option of {', '.join(_knowing(option))} only"
-
-
-_NAMES = sorted({option for options in ADAPTER_OPTIONS.values() for option in options})
 PISSA_QUANTIZED = "init: pissa takes the weights apart, which nf4 has rounded; leave one of the two out"
 
 
@@ -69,10 +60,7 @@ class AdapterSpec(SpecModel):
     """What is trained. Options that are unset have the values of the method."""
 
     model_config = validated_by(
-        *(
-            (f"!has(self.{to_camel(name)}) || self.method in [{', '.join(map(repr, _knowing(name)))}]", _refusal(name))
-            for name in _NAMES
-        ),
+        *option_rules("method", ADAPTER_OPTIONS),
         (
             "!has(self.init) || self.init != 'pissa' || !has(self.quantization) || self.quantization != 'nf4'",
             PISSA_QUANTIZED,
@@ -111,14 +99,11 @@ class AdapterSpec(SpecModel):
 
     def option(self, name: str) -> Any:
         """An option of the method, as set or by default."""
-        value = getattr(self, name)
-        return ADAPTER_OPTIONS[self.method][name] if value is None else value
+        return option(self, self.method, name, ADAPTER_OPTIONS)
 
     def problems(self) -> list[tuple[str, str]]:
         """Contradictions: (field below the block, sentence)."""
-        known = ADAPTER_OPTIONS[self.method]
-        foreign = [name for name in _NAMES if getattr(self, name) is not None and name not in known]
-        found = [(to_camel(name), _refusal(name)) for name in foreign]
+        found = foreign_options(self, self.method, ADAPTER_OPTIONS)
         if self.init == "pissa" and self.quantization == "nf4":
             found.append(("init", PISSA_QUANTIZED))
         return found
