@@ -43,6 +43,12 @@ GOOD = {
     ),
     "synthesize without a dataset": stages("- {name: more, synthesize: {textbook: {topics: [tides]}}}\n", SFT),
     "extendTokenizer": stages("- {name: words, extendTokenizer: {texts: [a.txt]}}\n"),
+    "early stopping and a judge": stages(
+        DATA,
+        "- {name: a, sft: {earlyStopping: {prompts: 32, maxDrift: 4.5}}}\n",
+        "- {name: votes, curate: {produces: PreferenceDataset, form: rankings, sources: [{uri: v.json, format: pandalm}]}}\n",
+        "- {name: judge, preference: {objective: judge}}\n",
+    ),
     "rewardModel": stages(PAIRS, "- {name: rm, rewardModel: {maxSteps: 3}}\n"),
     "rlhf": stages(DATA, "- {name: rl, rlhf: {steps: 2, rewards: [{type: exactMatch}], optimizer: {maxGradNorm: 0.5}}}\n"),
     "evaluate the base": stages(CHECK),
@@ -196,6 +202,8 @@ BAD = {
     "paged optimizer in shards": stages(
         DATA, "- {name: sft, sft: {optimizer: {paged: true}, parallelism: {cpuOffload: true}}}\n"
     ),
+    "replies as long as chats": stages(DATA, "- {name: sft, sft: {maxLength: 64, earlyStopping: {maxTokens: 64}}}\n"),
+    "too few probes": stages(DATA, "- {name: sft, sft: {earlyStopping: {prompts: 4}}}\n"),
     "packed virtual tokens": stages(DATA, "- {name: sft, sft: {adapter: {method: prompt}, packing: true}}\n"),
     "embeddings beside whole weights": stages(DATA, "- {name: sft, sft: {adapter: {method: none}, embeddings: {}}}\n"),
     "whole weights in rollouts": stages(DATA, "- {name: rl, rlhf: {adapter: {method: none}}}\n"),

@@ -16,7 +16,7 @@ from plumbline.training import ray as groups
 from plumbline.training.loop import Interrupted, ReportStep
 from plumbline.training.world import World
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 @ray.remote(num_cpus=3)

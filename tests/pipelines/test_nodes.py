@@ -18,7 +18,7 @@ from plumbline.plan import make_plan
 from plumbline.progress import Event, FileTail
 from support.nodes import Nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 # The stage program. Its steps take their time until a file says that all has happened that was to happen to them.
 PROGRAM = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import importlib.util
 import json
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel
 
 from plumbline.api.base import ArtifactType
+from plumbline.api.stages.preference import PreferenceSpec
 from plumbline.api.stages.rlhf import RlhfSpec
 from plumbline.api.stages.sft import EmbeddingsSpec, SftSpec
 from plumbline.api.stages.training import AdapterSpec, OptimizerSpec, ParallelismSpec, TrainingSpec
@@ -34,17 +36,23 @@ from plumbline.models.load import (
 from plumbline.models.reference import ModelReference
 from plumbline.models.virtual_tokens import table
 from plumbline.rollout.engine import Request, Sampling, build_engine, generate
+from plumbline.serving.chat import ChatModel, ServedModel
+from plumbline.serving.openai_schema import ChatCompletionRequest
+from plumbline.stages import preference
+from plumbline.stages import sft as sft_stage
 from plumbline.training.batch import MicroBatch, Sequence, collate, micro_batches
 from plumbline.training.encode import encode_chat
 from plumbline.training.engine import TrainEngine
 from plumbline.training.model import CAUSAL, TargetLogProbs, build_trainable
 from plumbline.training.objectives.sft import sft
 from plumbline.training.optimizer import adamw, paged_adamw
+from plumbline.training.reward_model import HEAD, Rewards
+from plumbline.training.tuning import TrainingJob
 from plumbline.training.world import World
+from support.preferences import ALONE, dataset, rows, written
 from support.ranks import run_ranks
 
 REFERENCE = ModelReference(TINY, dtype="float32")
-ALONE = World(0, 1, torch.device("cpu"))
 RATES = {"lora": 1e-2, "prefix": 3e-2, "prompt": 3e-2, "ia3": 3e-2, "none": 1e-3}
 VIRTUAL = ("prefix", "prompt")
 
@@ -190,14 +198,14 @@ def test_whole_weights_are_trained_from_the_merged_input_model(
 @pytest.mark.parametrize("again", [False, True], ids=["", "layers again"])
 def test_values_and_gradients_of_virtual_tokens_are_pefts_own(method: str, again: bool) -> None:
     model = trainable(method=method, virtual_tokens=7)
-    rows = chats(3)
-    batch = collate([[row] for row in rows])
+    texts = chats(3)
+    batch = collate([[row] for row in texts])
     parallelism = ParallelismSpec(activation_checkpointing=again)
     engine = TrainEngine(copy.deepcopy(model), OptimizerSpec(), ALONE, parallelism)
     logps = engine.model(batch)
     logps.sum().backward()
     expected = []
-    for i, row in enumerate(rows):
+    for i, row in enumerate(texts):
         logits = model.causal(torch.tensor([row.ids]), use_cache=False).logits[0, -len(row.ids) : -1]
         own = logits.log_softmax(-1).gather(1, torch.tensor(row.ids[1:])[:, None])[:, 0]
         expected.append(own[torch.tensor(row.trained[1:])])
@@ -457,6 +465,65 @@ def test_ia3_scales_what_its_paper_does_and_names_what_is_missing(tmp_path: Path
     AutoModelForCausalLM.from_config(xglm).save_pretrained(tmp_path / "xglm")
     with pytest.raises(InvalidInput, match="xglm models have no down_proj; use lora"):
         trainable(ModelReference(str(tmp_path / "xglm")), method="ia3")
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "ia3", "none"])
+def test_preferences_and_chats_are_learnt_in_every_way(method: str, tmp_path: Path) -> None:
+    settings = {
+        "adapter": AdapterSpec(method=method),  # type: ignore[arg-type]
+        "optimizer": {"learning_rate": RATES[method], "schedule": "constant", "warmup_ratio": 0.0},
+        "batch_size": 8,
+        "max_length": 128,
+    }
+    pairs = PreferenceSpec.model_validate({"objective": "dpo", **settings})
+    chosen = [{"messages": row["prompt"] + row["chosen"]} for row in rows("pairs", 16)]
+    for work, spec, data in (
+        (preference.work, pairs, dataset(tmp_path / "pairs", "pairs", 16)),
+        (sft_stage.work, SftSpec.model_validate(settings), written(tmp_path / "chats", chosen)),
+    ):
+        store = str(tmp_path / type(spec).__name__)
+        job: TrainingJob[Any] = TrainingJob(REFERENCE, data, spec, 4, store, "stage")
+        work(job, ALONE, lambda *_: None)
+        done = job.store.latest()
+        assert done is not None
+        assert done.history[-1]["loss"] < done.history[0]["loss"]
+        assert (done.adapter_config is None) == (method == "none")
+        if spec is pairs:  # the first step's policy is its own reference
+            assert done.history[0]["rewardChosen"] == pytest.approx(0.0, abs=1e-4)
+            assert done.history[-1]["rewardMargin"] > 0
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "ia3", "none"])
+def test_rewards_need_no_particular_adapter(method: str) -> None:
+    model = Rewards(trainable(method=method).causal)
+    batch = collate([[row] for row in chats(2)])
+    rewards = model(batch)
+    torch.testing.assert_close(rewards[1], model(collate([[chats(2)[1]]]))[0], atol=1e-5, rtol=1e-5)
+    rewards.sum().backward()
+    learnt = {name for name, p in model.trainable().items() if p.grad is not None and p.grad.any()}
+    assert HEAD in learnt
+    assert model.trainable().keys() - learnt == ({"causal.lm_head.weight"} if method == "none" else set())
+
+
+def test_a_model_with_virtual_tokens_is_served(models: dict[str, tuple[TrainEngine, ModelReference]]) -> None:
+    engine, reference = models["prefix"]
+    served = ChatModel.load(ServedModel("prefix", reference, max_tokens=8), slots=2)
+    positions = engine.model.base.config.max_position_embeddings
+    assert served.max_length == positions - 20
+    request = served.read(
+        ChatCompletionRequest.model_validate(
+            {"model": "prefix", "messages": [{"role": "user", "content": "2+2?"}], "temperature": 0, "max_tokens": 8}
+        )
+    )
+
+    async def answer() -> list[int]:
+        return [token.token async for tokens in served.engine.tokens(request, stream=False) for token in tokens]
+
+    asked = torch.tensor([request.prompt])
+    expected = engine.model.causal.generate(
+        input_ids=asked, attention_mask=torch.ones_like(asked), do_sample=False, max_new_tokens=8
+    )
+    assert asyncio.run(answer()) == expected[0, len(request.prompt) :].tolist()
 
 
 def _two_ranks(file: str) -> None:

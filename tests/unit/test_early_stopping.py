@@ -96,6 +96,7 @@ def test_both_phases_are_drawn() -> None:
         row | {"ifsPartial": row["ifs"], "ifsFull": row["ifs"], "ifsBare": 0.2} if "ifs" in row else row
         for row in history(0.3, 0.95, 0.9)
     ]
+    seen = [{"step": 0.0, "ifs": 0.1, "ifsPartial": 0.0, "ifsFull": 0.2, "ifsBare": 0.1, "drift": 0.0}, *seen]
     svg = phases_chart("sft", seen, 0.9, 20)
     assert all(words in svg for words in ("answer-like replies", "cut", "drift (nats a token)", "step 20, handed over"))
     assert svg == phases_chart("sft", seen, 0.9, 20)

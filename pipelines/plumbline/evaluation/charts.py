@@ -62,7 +62,7 @@ def phases_chart(stage: str, history: Sequence[Mapping[str, float]], threshold: 
 
     Args:
         stage: its name.
-        history: metrics of every step; of some also `ifs`, `ifsPartial`, `ifsFull`, `ifsBare` and `drift`.
+        history: metrics of every step; of some, and of step 0, also `ifs`, `ifsPartial`, `ifsFull`, `ifsBare` and `drift`.
         threshold: score at which the second phase begins.
         chosen: the step that is handed over.
     """

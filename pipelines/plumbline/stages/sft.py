@@ -14,7 +14,7 @@ from plumbline.models.reference import ModelReference
 from plumbline.ray_environment import connect
 from plumbline.stage import StageContext
 from plumbline.training.batch import MicroBatch, Sequence, micro_batches
-from plumbline.training.early_stopping import Probe, exchanges_of, hold_out, prepare, summary
+from plumbline.training.early_stopping import DRIFT, Probe, exchanges_of, hold_out, prepare, summary
 from plumbline.training.encode import encode_chat
 from plumbline.training.engine import TrainEngine
 from plumbline.training.loop import ReportStep, train
@@ -43,7 +43,8 @@ def run(context: StageContext, spec: SftSpec) -> None:
     if early is not None:
         context.output.details["earlyStopping"] = found = summary(job.store, done.history, early)
         context.output.metrics.update(done.history[done.step - 1])
-        phases = phases_chart(context.node.name, done.history, early.threshold, done.step)
+        before = {"step": 0.0, DRIFT: 0.0, **found["start"]}
+        phases = phases_chart(context.node.name, [before, *done.history], early.threshold, done.step)
         (context.output.folder / "phases.svg").write_text(phases, "utf-8")
         context.report.say(f"{found['reason']}; of {found['steps']} steps, step {done.step} is handed over")
 

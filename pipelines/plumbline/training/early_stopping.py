@@ -291,7 +291,7 @@ def prepare(
     return early
 
 
-def summary(store: CheckpointStore, history: History, spec: EarlyStoppingSpec) -> dict[str, object]:
+def summary(store: CheckpointStore, history: History, spec: EarlyStoppingSpec) -> dict[str, Any]:
     """What came of it, for the artifact: the step handed over, the last one, why that was the last, the classifier's accuracy and the
     input model's scores."""
     kept = store.load_tensors(KEPT) or {}
