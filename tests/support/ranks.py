@@ -19,7 +19,7 @@ def run_ranks(function: Callable[..., None], *arguments: Any, size: int = 2) -> 
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(240)
         assert process.exitcode == 0
 
 

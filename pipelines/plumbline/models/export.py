@@ -132,7 +132,7 @@ def export_merged(model: Finished, to: Path, dtype: str | None = None) -> int:
         if has_virtual_tokens(reference):
             raise InvalidInput(
                 f"stage '{model.stage}' has trained virtual tokens, which stand before the text and cannot be merged into weights; "
-                "add --adapters"
+                + ("a reward model of this kind can be asked by later stages only" if model.rewards else "add --adapters")
             )
         kind = _stored_as(reference, dtype)
         merged, tokenizer = load_merged(reference), load_tokenizer(reference)
@@ -232,6 +232,8 @@ def check_free(to: Path) -> None:
         raise InvalidInput(f"--to {to}: is a file; give a folder that is not there yet")
     if to.exists() and any(to.iterdir()):
         raise InvalidInput(f"--to {to}: is not empty; give a folder that is not there yet")
+    if to.is_mount():
+        raise InvalidInput(f"--to {to}: is a mount point, which no finished folder can be moved to; give a folder below it")
 
 
 @contextmanager

@@ -82,8 +82,12 @@ def torch_dtype(name: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
+def load_tokenizer(reference: ModelReference, chat: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer with its chat template; the one that was trained with, where there is an artifact.
+
+    Args:
+        reference: the model.
+        chat: whether a chat template is needed, which is not so for plain texts.
 
     Raises:
         InvalidInput: there is no tokenizer, no end-of-text token or no chat template that works.
@@ -95,12 +99,13 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
         raise InvalidInput(
             f"spec.model.base: '{reference.base}' has no tokenizer that can be read: {one_line(error)}"
         ) from error
-    if tokenizer.chat_template is None:
+    if chat and tokenizer.chat_template is None:
         raise InvalidInput(
             f"spec.model.base: '{reference.base}' has no chat template; add chat_template.jinja to its folder"
         )
     try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+        if chat:
+            tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
     except Exception as error:  # a template is a program
         raise InvalidInput(
             f"spec.model.base: '{reference.base}' has a chat template that does not work: {one_line(error)}"

@@ -79,7 +79,7 @@ class ModelReference:
         artifact = self.artifact()
         if artifact is None:
             return {}
-        if self._part(WEIGHTS) is not None:
+        if _holds(artifact, WEIGHTS):
             return {WEIGHTS: {"kind": self.kind, "fingerprint": self.fingerprint}}
         return {WEIGHTS: artifact.details[WEIGHTS]} if WEIGHTS in artifact.details else {}
 
@@ -90,6 +90,8 @@ class ModelReference:
 
     def _part(self, name: str) -> Path | None:
         artifact = self.artifact()
-        if artifact is None or not any(file.split("/")[0] == name for file in artifact.manifest["files"]):
-            return None
-        return artifact.local() / name
+        return artifact.local() / name if artifact is not None and _holds(artifact, name) else None
+
+
+def _holds(artifact: Artifact, name: str) -> bool:
+    return any(file.split("/")[0] == name for file in artifact.manifest["files"])

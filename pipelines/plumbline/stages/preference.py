@@ -60,7 +60,8 @@ def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> 
         whole: dict[str, float] = {"pairs": len(kept), "chosenTargets": sum(encoded[0].targets for encoded in kept)}
         if method.baseline:
             whole["kl"] = _divergence(engine, [[encoded.pop()] for encoded in mine], spec.micro_batch_tokens)
-        made = micro_batches(mine, micro_batch_tokens=spec.micro_batch_tokens)
+        parts = [part for encoded in mine for part in method.parts(encoded)]
+        made = micro_batches(parts, micro_batch_tokens=spec.micro_batch_tokens)
         for batch in made:
             batch.per_step = whole
         return [made], {"leftOut": float(len(drawn) - len(kept))}

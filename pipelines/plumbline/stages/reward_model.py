@@ -18,10 +18,10 @@ from plumbline.training.engine import TrainEngine
 from plumbline.training.loop import ReportStep, train
 from plumbline.training.model import build_trainable
 from plumbline.training.objectives.bradley_terry import bradley_terry
-from plumbline.training.preferences import Encoder, Unit, pair_by_score, ranking
+from plumbline.training.preferences import Encoder, pair_by_score, ranking
 from plumbline.training.reward_model import HEAD, HEAD_FILE, Rewards
 from plumbline.training.schedule import batch_indices, total_steps
-from plumbline.training.share import encode_rows, own_share
+from plumbline.training.share import Unit, encode_rows, own_share
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
 
@@ -47,7 +47,9 @@ def work(job: TrainingJob[RewardModelSpec], world: World, report: ReportStep) ->
     rows = open_rows(job.dataset, spec.learn_from)
     encoder = Encoder(load_tokenizer(job.reference), spec.max_length)
     encode = pair_by_score if spec.learn_from == "pairs" else ranking
-    model = Rewards(build_trainable(job.reference, spec, job.where).causal, spec.seed)
+    trainable = build_trainable(job.reference, spec, job.where)
+    model = Rewards(trainable.causal, spec.seed)
+    model.compute_dtype = trainable.compute_dtype
     engine = TrainEngine(model, spec.optimizer, world, spec.parallelism)
 
     def unit(i: int) -> Unit | None:
@@ -77,5 +79,5 @@ def work(job: TrainingJob[RewardModelSpec], world: World, report: ReportStep) ->
     total, squares, count = world.totals(float(rewards.double().sum()), float((rewards.double() ** 2).sum()), len(rewards))
     mean = total / count
     if world.rank == 0:
-        std = max((squares / count - mean**2) ** 0.5, 1e-6)
+        std = max(squares / count - mean**2, 1e-12) ** 0.5
         job.store.save_tensors(STATISTICS, {"mean": torch.tensor(mean), "std": torch.tensor(std)})

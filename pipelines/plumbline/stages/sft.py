@@ -67,7 +67,7 @@ def _tokenised(context: StageContext, spec: SftSpec) -> dict[str, int]:
     if spec.max_length < 2:
         raise InvalidInput(f"{where}.maxLength: {spec.max_length} leaves no token to predict; use at least 2")
     context.report.say("tokenising texts")
-    tokenizer = load_tokenizer(ModelReference.of(context.plan, context.input("model")))
+    tokenizer = load_tokenizer(ModelReference.of(context.plan, context.input("model")), chat=False)
     found = measure(text_sequences(dataset, tokenizer, spec.max_length), dataset.details["rows"])
     if not found["sequences"]:
         raise InvalidInput(
@@ -83,8 +83,8 @@ def _tokenised(context: StageContext, spec: SftSpec) -> dict[str, int]:
 def work(job: TrainingJob[SftSpec], world: World, report: ReportStep) -> None:
     """One worker: the same on Ray Train, under torchrun and alone."""
     spec = job.spec
-    tokenizer = load_tokenizer(job.reference)
     texts = _holds_text(job.dataset)
+    tokenizer = load_tokenizer(job.reference, chat=not texts)
     rows = text_sequences(job.dataset, tokenizer, spec.max_length) if texts else open_rows(job.dataset, "messages")
     model = build_trainable(job.reference, spec, job.where, spec.packing, spec.embeddings)
     packing = not model.virtual_tokens if spec.packing is None else spec.packing

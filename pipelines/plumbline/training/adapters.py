@@ -54,12 +54,19 @@ def load_causal(
     """
     spec = adapter or AdapterSpec()
     if spec.method == "none":
-        return load_merged(replace(reference, dtype="float32")).requires_grad_(True)
+        whole = load_merged(replace(reference, dtype="float32")).requires_grad_(True)
+        beside = whole.state_dict().keys() - dict(whole.named_parameters(remove_duplicate=False)).keys()
+        if beside:
+            raise InvalidInput(
+                f"{where}.adapter.method: {whole.config.model_type} models keep more than weights ({min(beside)}), which whole "
+                "weights would be handed over without; use lora"
+            )
+        return whole
     folder = reference.adapter_folder()
-    if folder is not None and adapter is not None and adapter.model_fields_set - {"quantization"}:
+    if folder is not None and spec != AdapterSpec(quantization=spec.quantization):  # RUN.json spells defaults out
         raise InvalidInput(
-            f"{where}.adapter: the input model has an adapter already and this stage continues it; leave `adapter` out, or "
-            "set method: none to merge it and train all weights"
+            f"{where}.adapter: the input model has an adapter already and this stage continues it; leave `adapter` out, name "
+            "another model in inputs.model, or, unless it has virtual tokens, set method: none to merge it and train all weights"
         )
     nf4 = spec.quantization == "nf4"
     if nf4 and importlib.util.find_spec("bitsandbytes") is None:
@@ -91,6 +98,15 @@ def _lora(base: PreTrainedModel, spec: AdapterSpec, where: str) -> LoraConfig:
         raise InvalidInput(
             f"{where}.adapter.targetModules: {', '.join(unknown)} match no linear module of the model; it has {known}"
         )
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        tied = [path for path, module in base.named_modules() if module is head and isinstance(targets, list)]
+        named = [t for t in targets if any(path == t or path.endswith(f".{t}") for path in tied)]
+        if named:
+            raise InvalidInput(
+                f"{where}.adapter.targetModules: {named[0]} is the output layer, whose weights this model shares with its input "
+                "embeddings; a merged adapter would change both. Leave it out"
+            )
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.option("rank"),
@@ -132,7 +148,9 @@ def _with_virtual_tokens(
         draw = torch.Generator().manual_seed(seed)
         tokens = torch.randint(base.config.get_text_config().vocab_size, (count,), generator=draw)
     else:
-        ids = load_tokenizer(reference)(text, add_special_tokens=False)["input_ids"]
+        ids = load_tokenizer(reference, chat=False)(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise InvalidInput(f"{where}.adapter.initText: {text!r} has no tokens; give some words, or leave it out")
         tokens = torch.tensor((ids * count)[:count])
     tokens = tokens.to(base.device)
     if spec.method == "prompt":
@@ -190,7 +208,11 @@ class Handover:
     def __init__(self, model: PeftModel) -> None:
         self._model, self._config = model, model.peft_config["default"]
         self._pissa = getattr(self._config, "init_lora_weights", None) == "pissa"
-        start = {name: p.detach().clone() for name, p in model.named_parameters() if self._pissa and p.requires_grad}
+        start = {  # DoRA's lengths are learned as they are
+            name: p.detach().clone()
+            for name, p in model.named_parameters()
+            if self._pissa and (".lora_A." in name or ".lora_B." in name)
+        }
         self._start = self._named(start) if start else {}
 
     def config(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import logging
 import tempfile
 from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,6 +125,18 @@ class CheckpointStore:
                 logger.warning("checkpoint %s is damaged (%s); trying the one before", folder, error)
         return None
 
+    def history(self) -> list[dict[str, Any]]:
+        """Metrics of every step up to the newest checkpoint whose files are all there; only they are read."""
+        for folder in reversed(self._folders()):
+            if self._is_there(folder):
+                history: list[dict[str, Any]] = _opened(self._filesystem.cat_file(f"{folder}/{STATE}"), STATE)["history"]
+                return history
+        return []
+
+    def steps(self) -> list[int]:
+        """Of all checkpoints, whole or not."""
+        return [int(folder.rpartition("-")[2]) for folder in self._folders()]
+
     def load(self, step: int) -> Checkpoint:
         """The checkpoint after `step` steps.
 
@@ -137,7 +150,8 @@ class CheckpointStore:
         whole = 0
         for folder in reversed(self._folders()):
             if whole >= self.keep and int(folder.rpartition("-")[2]) not in protected:
-                self._filesystem.rm(folder, recursive=True)
+                with suppress(FileNotFoundError):  # another group was quicker
+                    self._filesystem.rm(folder, recursive=True)
             elif whole < self.keep:
                 whole += self._is_there(folder)
 

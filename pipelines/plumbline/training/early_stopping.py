@@ -275,7 +275,7 @@ def prepare(
         assert kept is not None
         tone = ToneClassifier(kept["weights"].numpy(), float(kept["intercept"]), float(kept["accuracy"]))
     else:
-        tone = train_tone(exchanges, rule.min_accuracy, spec.seed, f"{where}.earlyStopping")
+        tone = world.gather(train_tone(exchanges, rule.min_accuracy, spec.seed, f"{where}.earlyStopping"))[0]
 
     def decode(tokens: list[int]) -> str:
         return str(tokenizer.decode(tokens, skip_special_tokens=True))

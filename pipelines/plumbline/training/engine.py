@@ -162,8 +162,8 @@ class TrainEngine:
             self._set_local(present)
 
     def adapter(self) -> dict[str, torch.Tensor]:
-        """The whole adapter on the CPU, under PEFT's names. Every rank must call it."""
-        return self.model.adapter(self.full_parameters())
+        """The whole adapter on the CPU, under PEFT's names; empty where whole weights are trained. Every rank must call it."""
+        return self.model.adapter(self.full_parameters()) if self.model.adapter_config() is not None else {}
 
     def full_parameters(self) -> dict[str, torch.Tensor]:
         """Trainable parameters, whole, on the CPU. Every rank must call it."""
@@ -271,20 +271,12 @@ class TrainEngine:
         return float(_full(norm))
 
     def _means(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
-        names = self._agree(sorted(totals))
+        names = sorted(set().union(*self.world.gather(list(totals))))  # a rank without data has none of its own
         if not names:
             return {}
         zero = torch.zeros(2, device=self.world.device)
         table = self.world.sum(torch.stack([totals.get(name, zero) for name in names]))
         return {name: float(value / count) for name, (value, count) in zip(names, table, strict=True) if count > 0}
-
-    def _agree(self, names: list[str]) -> list[str]:
-        """The metric names of all ranks: one without data has none of its own."""
-        if self.world.size == 1:
-            return names
-        gathered: list[list[str]] = [[] for _ in range(self.world.size)]
-        torch.distributed.all_gather_object(gathered, names)
-        return sorted(set().union(*gathered))
 
     def _set_local(self, values: dict[str, torch.Tensor]) -> None:
         for name, p in self.parameters.items():

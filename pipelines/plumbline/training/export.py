@@ -52,7 +52,7 @@ def export_model(
     embeddings = None if config is None else trained_embeddings(checkpoint.parameters, reference)
     if embeddings is not None:
         embeddings.save(folder / EMBEDDINGS)
-    tokenizer = load_tokenizer(reference)
+    tokenizer = load_tokenizer(reference, chat=False)
     if template is not None:
         tokenizer.chat_template = template(str(tokenizer.chat_template))
     tokenizer.save_pretrained(str(folder / "tokenizer"))

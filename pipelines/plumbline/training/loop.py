@@ -61,6 +61,7 @@ def train(
     if resumed is not None:
         engine.restore(resumed)
         history = resumed.history
+        del resumed  # and with it a copy on this node's disk
     config, meter = engine.model.adapter_config(), Meter(engine.cost, world)
     writer = CheckpointWriter(store, world.rank, world.size, world.from_first(secrets.randbelow(2**31)))
     try:
@@ -82,8 +83,9 @@ def train(
             report(step + 1, steps, metrics | meter.read(engine.work))  # what the clock says is no part of the history
             last, asked = step + 1 == steps, bool(world.maximum(int(world.interrupted())))
             if last or asked or measured or (step + 1) % checkpoints.every_steps == 0:
-                best = best_step(history, early.spec) if early is not None else None
-                writer.save(step + 1, engine.pieces(), history, config, () if best is None else (best,))
+                writer.wait()  # before a second copy of the state is made
+                protected = _best_steps(history, store, early) if early is not None and world.rank == 0 else ()
+                writer.save(step + 1, engine.pieces(), history, config, protected)
             if asked and not last:
                 raise Interrupted
         if early is not None:
@@ -96,6 +98,12 @@ def train(
     finally:
         writer.wait()
     world.maximum(0)  # whoever returns first may look for the shards of all
+
+
+def _best_steps(history: list[dict[str, float]], store: CheckpointStore, early: EarlyStopping) -> set[int]:
+    """The best step as seen from each checkpoint: any of them may be the one that training goes on from."""
+    seen = (best_step(history[:step], early.spec) for step in [*store.steps(), len(history)])
+    return {best for best in seen if best is not None}
 
 
 def _newest(engine: TrainEngine, store: CheckpointStore) -> Checkpoint | None:

@@ -32,11 +32,10 @@ from plumbline.training.objectives.sft import sft
 from plumbline.training.objectives.simpo import simpo
 from plumbline.training.objectives.slic import slic
 from plumbline.training.objectives.weighted import weighted
+from plumbline.training.share import Unit
 
 Row = dict[str, Any]
 """One row by column of the method's form."""
-Unit = list[Sequence]
-"""The sequences of a row, which share a micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +179,7 @@ class Method:
         encode: row → unit.
         loss: from the options of the spec.
         reference: whether it compares with the input model's log-probabilities (`reference` in `per_sequence`).
+        together: how many sequences of a unit, in their order, must share a micro-batch; None: all.
         baseline: whether the last sequence of a unit is not trained on: the step's divergence (`kl` in `per_step`) is its.
     """
 
@@ -188,6 +188,12 @@ class Method:
     loss: Callable[..., Objective]
     reference: bool = False
     baseline: bool = False
+    together: int | None = None
+
+    def parts(self, unit: Unit) -> list[Unit]:
+        """What must share a micro-batch."""
+        size = self.together or len(unit)
+        return [unit[i : i + size] for i in range(0, len(unit), size)]
 
 
 METHODS: dict[str, Method] = {
@@ -201,7 +207,7 @@ METHODS: dict[str, Method] = {
     "coh": Method("pairs", _hindsight, lambda **_: sft),
     "rrhf": Method("rankings", _ranking, rrhf),
     "pro": Method("rankings", _ranking, pro),
-    "judge": Method("rankings", _compared, lambda **_: judge),
+    "judge": Method("rankings", _compared, lambda **_: judge, together=2),
     "kto": Method("labels", _label, kto, reference=True, baseline=True),
     "crlft": Method("labels", _conditioned, lambda **_: weighted),
     "cut": Method("judgments", _judged, cut),

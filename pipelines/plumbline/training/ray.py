@@ -37,6 +37,7 @@ Worker = Callable[[Any, World, ReportStep], None]
 Bundle = dict[str, float]
 
 PATIENCE = 600.0  # seconds to wait for room, such as for the replacement of a lost node
+COLLECTIVE = 4 * 3600  # seconds that a rank waits for others, who may be tokenising; a lost one is found out at once
 GRACE = 20.0  # seconds that an elastic group waits for all its workers before it begins with fewer
 GROW_AFTER = 60.0  # seconds that a group works before it is stopped to grow: a new start costs ten or twenty
 LOOK = 1.0  # seconds between two looks at the nodes
@@ -70,7 +71,7 @@ def launch(worker: Worker, job: Any, parallelism: ParallelismSpec, storage: str,
             trainer = TorchTrainer(
                 _work,
                 train_loop_config={"worker": worker, "job": job, "outbox": outbox, "group": group},
-                torch_config=TorchConfig(backend=backend("GPU" in bundle)),
+                torch_config=TorchConfig(backend=backend("GPU" in bundle), timeout_s=COLLECTIVE),
                 scaling_config=ray.train.ScalingConfig(
                     num_workers=size, use_gpu="GPU" in bundle, resources_per_worker=bundle
                 ),

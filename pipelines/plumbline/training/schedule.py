@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,6 +42,11 @@ def batch_indices(step: int, rows: int, batch_size: int, seed: int, shuffle: boo
     for position in positions:
         epoch, within = divmod(position, rows)
         if not indices or within == 0:
-            order = np.random.default_rng([seed, epoch]).permutation(rows)
+            order = _order(rows, seed, epoch)
         indices.append(int(order[within]))
     return indices
+
+
+@lru_cache(maxsize=2)
+def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(rows)

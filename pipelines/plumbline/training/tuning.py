@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from plumbline.api.stages.sft import EarlyStoppingSpec
 from plumbline.api.stages.training import TrainingSpec
@@ -81,21 +81,17 @@ def tune(
         whole = done is not None and (done.step >= job.steps or stopped)
         return done if whole and all(job.store.load_tensors(name) is not None for name in (ADAPTER, *leaves)) else None
 
-    def history() -> list[dict[str, Any]]:
-        newest = job.store.latest()
-        return newest.history if newest is not None else []
-
-    with tracked(context, job.spec, history) as clock:
+    with tracked(context, job.spec, job.store.history) as clock:
         done = finished()
         if done is None:
             context.report.say("starting workers")
             launch(worker, job, job.spec.parallelism, context.checkpoints, context.report)
             done = finished()
-    if done is None:
-        raise PlumblineError(
-            f"the workers have finished, and their last checkpoint is not to be found at {job.checkpoints}; "
-            "all nodes must reach one workspace"
-        )
+        if done is None:
+            raise PlumblineError(
+                f"the workers have finished, and their last checkpoint is not to be found at {job.checkpoints}; "
+                "all nodes must reach one workspace"
+            )
     if early is not None:
         done = replace(load_best(job.store, done.history, early), history=done.history)
     context.report.say("writing the model")

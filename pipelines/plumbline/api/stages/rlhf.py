@@ -70,6 +70,8 @@ LORA_ONLY = "rollout workers are sent a LoRA after each update; set adapter.meth
 
 OTHER_POLICY = "rollouts come from the base as it is, which one rounded to nf4 is not; leave quantization out"
 
+FIXED = "rollout workers hold their places beside a fixed number of training workers; set workers"
+
 
 class RlhfSpec(TrainingSpec):
     """Reinforcement learning with rollout workers: GRPO (arXiv 2402.03300)."""
@@ -81,6 +83,7 @@ class RlhfSpec(TrainingSpec):
             "!has(self.adapter) || !has(self.adapter.quantization) || self.adapter.quantization == 'none'",
             OTHER_POLICY,
         ),
+        ("!has(self.parallelism) || !has(self.parallelism.minWorkers)", FIXED),
     )
 
     inputs: ClassVar = {"model": MODEL_INPUT, "dataset": Input(type=ArtifactType.DATASET)}
@@ -122,4 +125,6 @@ class RlhfSpec(TrainingSpec):
             found.append(("adapter.method", LORA_ONLY))
         if self.adapter is not None and self.adapter.quantization == "nf4":
             found.append(("adapter.quantization", OTHER_POLICY))
+        if self.parallelism.min_workers is not None:
+            found.append(("parallelism.minWorkers", FIXED))
         return found

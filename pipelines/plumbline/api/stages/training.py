@@ -204,12 +204,18 @@ _WHOLE = (
     "(!has(self.parallelism.maxWorkers) || self.parallelism.maxWorkers <= 1) && !self.parallelism.cpuOffload)"
 )
 
+PLUS_LORA = "optimizer.loraPlusRatio is the rate of a LoRA's B; leave it out with other methods"
+
 TRAINING_RULES = (
     (
         "!has(self.adapter) || !has(self.adapter.quantization) || self.adapter.quantization != 'nf4' || " + _WHOLE,
         NF4_SHARDED,
     ),
     ("!has(self.optimizer) || !self.optimizer.paged || " + _WHOLE, PAGED_SHARDED),
+    (
+        "!has(self.adapter) || self.adapter.method == 'lora' || !has(self.optimizer) || self.optimizer.loraPlusRatio == 1.0",
+        PLUS_LORA,
+    ),
 )
 """Rules that every training kind has; one with rules of its own repeats them."""
 
@@ -261,6 +267,8 @@ class TrainingSpec(StageSpec):
             found += [(f"adapter.{where}", what) for where, what in self.adapter.problems()]
             if sharded and self.adapter.quantization == "nf4":
                 found.append(("adapter.quantization", NF4_SHARDED))
+            if self.adapter.method != "lora" and self.optimizer.lora_plus_ratio != 1:
+                found.append(("optimizer.loraPlusRatio", PLUS_LORA))
         if sharded and self.optimizer.paged:
             found.append(("optimizer.paged", PAGED_SHARDED))
         return found
