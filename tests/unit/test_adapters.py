@@ -327,7 +327,7 @@ def test_qlora_trains_a_lora_beside_four_bits_and_hands_over_one_of_the_plain_ba
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
     merged = load_merged(reference).get_parameter("model.layers.0.self_attn.q_proj.weight")
     assert not torch.equal(merged, load_base(REFERENCE).get_parameter("model.layers.0.self_attn.q_proj.weight"))
-    following = trainable(reference, quantization="nf4")
+    following = trainable(reference, method="lora", quantization="nf4")  # as RUN.json spells it
     assert following.trainable().keys() == model.trainable().keys()
     assert "Linear4bit" in {type(module).__name__ for module in following.modules()}
 

@@ -21,6 +21,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
@@ -39,6 +41,11 @@ FAMILIES = {
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
     "mistral of short sight": (MistralForCausalLM, MistralConfig, {"sliding_window": 5}),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config, {}),
+    "smollm3": (
+        SmolLM3ForCausalLM,
+        SmolLM3Config,
+        {"no_rope_layers": [1, 0], "pad_token_id": 0},
+    ),  # layers of one class differ
 }
 
 
@@ -99,6 +106,7 @@ def test_which_layers_are_taken_over() -> None:
     # two norms, MLP and attention of each layer; the last layer and norm; the decoder where all is seen; norms of queries and keys
     assert counts == {
         "llama": 11, "qwen2": 11, "qwen3": 15, "mistral": 11, "mistral of short sight": 10, "gemma2": 0,
+        "smollm3": 8,
     }  # fmt: skip
 
 

@@ -319,7 +319,14 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_weights() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [{}, {"rank_stabilised": True}, {"dora": True}, {"init": "pissa"}, {"init": "pissa", "rank_stabilised": True}],
+    [
+        {},
+        {"rank_stabilised": True},
+        {"dora": True},
+        {"init": "pissa"},
+        {"init": "pissa", "rank_stabilised": True},
+        {"init": "pissa", "dora": True},
+    ],
 )
 def test_every_kind_of_adapter_learns_and_is_what_peft_loads(kind: dict[str, Any], tmp_path: Path) -> None:
     engine = TrainEngine(trainable(rank=4, **kind), OPTIMIZER, ALONE, keep_reference=True)
@@ -358,6 +365,16 @@ def test_lora_plus_gives_b_a_rate_of_its_own() -> None:
 def test_adapter_targets_that_match_nothing_are_refused() -> None:
     with pytest.raises(InvalidInput, match=r"targetModules: nonsense match no linear module.*q_proj"):
         trainable(target_modules=["q_proj", "nonsense"])
+
+
+def test_a_head_that_shares_the_embeddings_is_no_target(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    size = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    tied = random_model(tmp_path / "tied", LlamaConfig(**size, tie_word_embeddings=True))
+    with pytest.raises(InvalidInput, match=r"targetModules: lm_head is the output layer, whose weights this model shares"):
+        trainable(tied, target_modules=["q_proj", "lm_head"])
+    trainable(tied, target_modules=["q_proj"])
 
 
 def test_dropout_is_for_training_only() -> None:

@@ -63,7 +63,8 @@ def load_causal(
             )
         return whole
     folder = reference.adapter_folder()
-    if folder is not None and spec != AdapterSpec(quantization=spec.quantization):  # RUN.json spells defaults out
+    goes_on = adapter is None or (adapter.quantization and adapter == AdapterSpec(quantization=adapter.quantization))
+    if folder is not None and not goes_on:
         raise InvalidInput(
             f"{where}.adapter: the input model has an adapter already and this stage continues it; leave `adapter` out, name "
             "another model in inputs.model, or, unless it has virtual tokens, set method: none to merge it and train all weights"
