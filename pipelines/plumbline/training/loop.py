@@ -101,8 +101,8 @@ def train(
 
 
 def _best_steps(history: list[dict[str, float]], store: CheckpointStore, early: EarlyStopping) -> set[int]:
-    """The best step as seen from each checkpoint: any of them may be the one that training goes on from."""
-    seen = (best_step(history[:step], early.spec) for step in [*store.steps(), len(history)])
+    """The best step as seen from each checkpoint that is kept, since any of them may be the one that training goes on from."""
+    seen = (best_step(history[:step], early.spec) for step in [*store.steps()[-store.keep :], len(history)])
     return {best for best in seen if best is not None}
 
 
