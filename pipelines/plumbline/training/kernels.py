@@ -288,8 +288,8 @@ def _layer(
         own = type(layer).forward(layer, hidden_states, *arguments, **named)
         return own if places is None else own.flatten(0, 1).index_select(0, places).unsqueeze(0)
     mixed, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), places=places, **named)
-    x = hidden_states.flatten(0, 1).index_select(0, places) + mixed
-    return (x + layer.mlp(layer.post_attention_layernorm(x))).unsqueeze(0)
+    x = (hidden_states.flatten(0, 1).index_select(0, places) + mixed).unsqueeze(0)
+    return x + layer.mlp(layer.post_attention_layernorm(x))  # no view, which FSDP2 could not hook on to
 
 
 def states_at(decoder: Any, places: torch.Tensor, **inputs: Any) -> torch.Tensor:
