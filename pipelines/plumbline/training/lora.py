@@ -13,9 +13,6 @@ import torch
 from peft.tuners.lora import Linear
 from torch import nn
 
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_LEAST_INPUT = 2**16  # numbers; below, what a call costs is more than what it saves
-
 
 def fuse_lora(model: nn.Module) -> None:
     """Let every plain LoRA layer of a PEFT model compute in one node. Values are PEFT's up to rounding."""
@@ -78,10 +75,10 @@ class _Projections(torch.autograd.Function):
         weights, biases, all_a, all_b = (tensors[i::4] for i in range(4))
         rows = x.reshape(-1, x.shape[-1])
         a = _stacked(all_a)
-        inner = _linear(rows.to(a.dtype), a)
+        inner = rows.to(a.dtype) @ a.T
         outputs = []
         for weight, bias, b, scale, own in zip(weights, biases, all_b, scales, inner.split(_sizes(all_a), 1), strict=True):
-            y = _linear(rows, weight, bias)
+            y = nn.functional.linear(rows, weight, bias)
             if b is not None:
                 y = y.to(b.dtype).addmm_(own, b.T, alpha=scale).to(y.dtype)
             outputs.append(y.view(*x.shape[:-1], len(weight)))
@@ -96,33 +93,25 @@ class _Projections(torch.autograd.Function):
         weights, all_a, all_b = (tensors[i * count : (i + 1) * count] for i in range(3))
         a, learns = _stacked(all_a), any(ctx.needs_input_grad[2:])
         flat = [g.reshape(-1, g.shape[-1]) for g in gradients]
+        d_inner = torch.empty_like(inner)
         d_a: list[torch.Tensor | None] = [None] * count
-        d_b, d_inners = list(d_a), []
+        d_b = list(d_a)
         sizes = _sizes(all_a)
-        for i, own in enumerate(inner.split(sizes, 1)):
+        for i, (own, d_own) in enumerate(zip(inner.split(sizes, 1), d_inner.split(sizes, 1), strict=True)):
             if all_b[i] is not None:  # narrow matrices lie the way that matrix products read fastest
                 g, b = flat[i].to(all_b[i].dtype), all_b[i] * ctx.scales[i]
-                d_inners.append(_linear(g, b.T.contiguous()))
+                torch.mm(g, b.T.contiguous().T, out=d_own)
                 d_b[i] = (own.T @ g).mul_(ctx.scales[i]).T if learns else None
-        d_inner = torch.cat(d_inners, 1)
         if learns:
             stacked = (d_inner.T @ rows.to(a.dtype)).split(sizes)
             d_a = [None if one is None else d for one, d in zip(all_a, stacked, strict=True)]
         d_x = None
         if ctx.needs_input_grad[0]:
-            d_x = _linear(flat[0], weights[0].T)
+            d_x = flat[0] @ weights[0]
             for g, weight in zip(flat[1:], weights[1:], strict=True):
-                d_x += _linear(g, weight.T)
+                d_x.addmm_(g, weight)
             d_x = d_x.to(a.dtype).addmm_(d_inner, a).to(d_x.dtype).view(*gradients[0].shape[:-1], a.shape[1])
         return d_x, None, *(d for i in range(count) for d in (None, None, d_a[i], d_b[i]))
-
-
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x·Wᵀ + bias; in float32 on CPUs through oneDNN, whose products are a tenth faster there than those that torch takes (AMD EPYC)."""
-    if _ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() >= _LEAST_INPUT:
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return y
-    return nn.functional.linear(x, weight, bias)
 
 
 def _stacked(all_a: Sequence[torch.Tensor | None]) -> torch.Tensor:
