@@ -145,7 +145,9 @@ def ours(
 
     spec = OptimizerSpec(learning_rate=RATE, schedule="constant", warmup_ratio=0.0)
     whole = Rewards(model) if task == "rewardModel" else TargetLogProbs(model)
-    engine = TrainEngine(whole, spec, World(0, 1, torch.device("cpu")))
+    world = World.current()
+    torch.set_num_threads(1)
+    engine = TrainEngine(whole, spec, world)
     objective = {"sft": sft, "dpo": dpo(BETA), "rewardModel": bradley_terry(0.0)}[task]
 
     def unit(i: int) -> list[Sequence]:
@@ -355,7 +357,7 @@ def _child(tool: str, shape: str, task: str, steps: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--steps", str(steps), "--child", tool, shape, task]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{tool} {shape} {task} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{tool} {shape} {task} failed ({done.returncode}):\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 

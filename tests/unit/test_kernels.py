@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 from plumbline.training.batch import MicroBatch, Sequence, collate
-from plumbline.training.kernels import fuse_layers
+from plumbline.training.kernels import fuse_layers, states_at
 from plumbline.training.lora import project
 
 SIZES: dict[str, Any] = {
@@ -73,15 +73,17 @@ def rows(packed: bool) -> MicroBatch:
     sequences = [
         Sequence(torch.randint(0, 64, (n,), generator=draw).tolist(), [True] * n) for n in (9, 4, 1, 13)
     ]  # fmt: skip
+    for sequence in sequences:
+        sequence.trained[: len(sequence.ids) // 2] = [False] * (len(sequence.ids) // 2)
     return collate([sequences[:3], sequences[3:]] if packed else [[sequence] for sequence in sequences])
 
 
-def results(model: PeftModel, batch: MicroBatch) -> list[torch.Tensor]:
-    """States at targets, and the gradients of every adapter weight and of the embeddings."""
+def results(model: PeftModel, batch: MicroBatch, places: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """States at targets, or other places, and the gradients of every adapter weight and of the embeddings."""
     decoder = model.get_base_model().get_decoder()
     model.get_input_embeddings().weight.requires_grad_()
-    out = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=None, use_cache=False)
-    states = out.last_hidden_state.flatten(0, 1)[batch.predict_at].float()
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "attention_mask": None, "use_cache": False}
+    states = states_at(decoder, batch.predict_at if places is None else places, **inputs).float()
     trained = [p for name, p in model.named_parameters() if p.requires_grad and "lm_head" not in name]
     weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(3))
     return [states.detach(), *(g.float() for g in torch.autograd.grad((states * weights).sum(), trained))]
@@ -101,9 +103,9 @@ def test_values_and_gradients_are_the_models_own(family: str, packed: bool) -> N
 
 def test_which_layers_are_taken_over() -> None:
     counts = {family: taken_over(build(family, True)) for family in FAMILIES}
-    # two norms, MLP and attention of each layer; the last norm; the decoder where all is seen; norms of queries and keys
+    # two norms, MLP and attention of each layer; the last layer and norm; the decoder where all is seen; norms of queries and keys
     assert counts == {
-        "llama": 10, "qwen2": 10, "qwen3": 14, "mistral": 10, "mistral of short sight": 9, "gemma2": 0,
+        "llama": 11, "qwen2": 11, "qwen3": 15, "mistral": 11, "mistral of short sight": 10, "gemma2": 0,
         "smollm3": 8,
     }  # fmt: skip
 
@@ -161,7 +163,8 @@ def test_dropout_of_the_adapter_is_pefts_own() -> None:
     for fused in (False, True):
         model = build("llama", fused, lora_dropout=0.5).train()
         torch.manual_seed(4)
-        found.append(results(model, rows(False)))
+        batch = rows(False)  # at all places, as the last layer draws for those only that it computes
+        found.append(results(model, batch, torch.arange(batch.input_ids.numel())))
     for theirs, ours in zip(*found, strict=True):
         assert (ours - theirs).norm() <= 3e-5 * theirs.norm()
 
@@ -194,6 +197,19 @@ def test_generation_with_a_cache_and_padding_on_the_left() -> None:
         for fused in (False, True)
     ]
     assert torch.equal(*texts)
+
+
+def test_the_last_layer_computes_the_places_asked_for_only() -> None:
+    model, seen = build("llama", True), []
+    decoder = model.get_base_model().model
+    decoder.norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    batch = rows(True)
+    results(model, batch)
+    nothing = states_at(decoder, batch.predict_at[:0], input_ids=batch.input_ids, use_cache=False)
+    assert seen == [(1, len(batch.targets), 32), (1, 0, 32)]
+    assert nothing.shape == (0, 32)
+    nothing.sum().backward()  # a rank without targets takes part in what others exchange
+    assert all(p.grad is not None for name, p in model.named_parameters() if "lora_" in name)
 
 
 def test_packed_rows_need_no_square_of_their_length() -> None:

@@ -86,7 +86,7 @@ def test_a_score_does_not_depend_on_company_or_padding() -> None:
         alone = [float(model(collate([[sequence]]))) for sequence in sequences]
         ended = []
         for sequence in sequences:  # the head reads the last token that is an answer's
-            states = model.hidden(collate([[sequence]]))
+            states = model.hidden(collate([[sequence]]), torch.arange(len(sequence.ids)))
             last = max(i for i, trained in enumerate(sequence.trained) if trained)
             ended.append(float(model.head(states[last])))
     torch.testing.assert_close(torch.tensor(together), torch.tensor(alone), atol=1e-5, rtol=1e-4)

@@ -20,6 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from plumbline.training.lora import fuse_lora, project
 
 Tensors = tuple[torch.Tensor, ...]
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+"""Inputs to try a layer with."""
 
 
 def fuse_layers(model: nn.Module) -> None:
@@ -34,8 +36,14 @@ def fuse_layers(model: nn.Module) -> None:
             if has_parts(module) and _agree(module, forward, example):  # each is tried: those of a class may differ
                 module.forward = partial(forward, module)
     for module in model.modules():
-        if _is_decoder(module) and _all_ours(attentions := _attentions(module)) and len(attentions) == len(module.layers):
+        attentions = _attentions(module) if _is_decoder(module) else []
+        if not attentions or len(attentions) != len(module.layers) or not _all_ours(attentions):
+            continue
+        if _sees_all(module.config):
             module.forward = partial(_decoder, module, attentions)
+        last = module.layers[-1]
+        if _is_layer(last) and _agree(last, _every_place, _layer_example):
+            last.forward = partial(_layer, last)
 
 
 @contextmanager
@@ -49,14 +57,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
             vars(module)["forward"] = forward
 
 
-def _agree(module: nn.Module, forward: Callable[..., Any], example: Callable[[Any], Tensors]) -> bool:
+def _agree(module: nn.Module, forward: Callable[..., Any], example: Callable[[Any], Example]) -> bool:
     """Whether `forward` gives what the module's own forward pass gives."""
     training = [one for one in module.modules() if one.training]
     module.eval()
     try:
         with torch.no_grad():
-            inputs = example(module)
-            own, ours = (f(module, *inputs) for f in (type(module).forward, forward))
+            inputs, named = example(module)
+            own, ours = (f(module, *inputs, **named) for f in (type(module).forward, forward))
     except (AttributeError, TypeError, ValueError, RuntimeError):  # another layer under the same names
         return False
     finally:
@@ -82,8 +90,8 @@ def _is_norm(module: nn.Module) -> bool:
     )
 
 
-def _norm_example(norm: Any) -> Tensors:
-    return (_random(2, len(norm.weight), like=norm.weight),)
+def _norm_example(norm: Any) -> Example:
+    return (_random(2, len(norm.weight), like=norm.weight),), {}
 
 
 def _norm(norm: Any, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -123,8 +131,8 @@ def _is_mlp(module: nn.Module) -> bool:
     )
 
 
-def _mlp_example(mlp: Any) -> Tensors:
-    return (_random(2, mlp.gate_proj.in_features, like=mlp.gate_proj.weight),)
+def _mlp_example(mlp: Any) -> Example:
+    return (_random(2, mlp.gate_proj.in_features, like=mlp.gate_proj.weight),), {}
 
 
 def _mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
@@ -134,17 +142,18 @@ def _mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 class _Gated(torch.autograd.Function):
-    """silu(gate)·up. silu(gate) is computed twice rather than kept."""
+    """silu(gate)·up."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gate, up)
-        return nn.functional.silu(gate).mul_(up)
+        open_ = nn.functional.silu(gate)
+        ctx.save_for_backward(gate, up, open_)
+        return open_ * up
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradients[0] * up, gate), nn.functional.silu(gate).mul_(gradients[0])
+        gate, up, open_ = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradients[0] * up, gate), gradients[0] * open_
 
 
 # --- attention
@@ -160,10 +169,11 @@ def _is_attention(module: nn.Module) -> bool:
     return parts and known and getattr(getattr(module, "config", None), "_attn_implementation", None) == "sdpa"
 
 
-def _attention_example(attention: Any) -> tuple[Any, ...]:
+def _attention_example(attention: Any) -> Example:
     weight = attention.q_proj.weight
     cos, sin = _random(2, 1, 3, attention.head_dim, like=weight)
-    return _random(1, 3, attention.q_proj.in_features, like=weight), (cos, sin), None
+    states = _random(1, 3, attention.q_proj.in_features, like=weight)
+    return (states,), {"position_embeddings": (cos, sin), "attention_mask": None}
 
 
 def _attention(
@@ -172,8 +182,10 @@ def _attention(
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     attention_mask: torch.Tensor | None,
     past_key_values: Any = None,
+    places: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As the model's own; with `places`, flat indices into R·T, [K, H] for those only."""
     cos, sin = position_embeddings
     plain = past_key_values is None and attention.config._attn_implementation == "sdpa"
     if not plain or cos.shape[-1] != attention.head_dim:
@@ -181,7 +193,7 @@ def _attention(
             attention, hidden_states, position_embeddings=position_embeddings, attention_mask=attention_mask,
             past_key_values=past_key_values, **others,
         )  # fmt: skip
-        return own
+        return own if places is None else (own[0].flatten(0, 1).index_select(0, places), None)
     parts = project(hidden_states, [attention.q_proj, attention.k_proj, attention.v_proj])
     q, k, v = (part.view(*part.shape[:-1], -1, attention.head_dim) for part in parts)
     if hasattr(attention, "q_norm"):
@@ -203,7 +215,9 @@ def _attention(
         mixed = torch.cat([mix(*one, None) for one in zip(*rows, strict=True)], 1)
     else:
         mixed = mix(q, k, v, attention_mask)
-    return attention.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), None
+    if places is None:
+        return attention.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), None
+    return attention.o_proj(mixed.flatten(0, 1).flatten(1).index_select(0, places)), None
 
 
 def _lengths(position_ids: torch.Tensor) -> list[int]:
@@ -239,14 +253,77 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, first: torch.Tensor, second: tor
     return y
 
 
+# --- the last layer
+
+
+def _is_layer(module: nn.Module) -> bool:
+    attention = getattr(module, "self_attn", None)
+    norms = all(
+        isinstance(getattr(module, name, None), nn.Module) for name in ("input_layernorm", "post_attention_layernorm")
+    )
+    return (
+        norms
+        and isinstance(attention, nn.Module)
+        and _all_ours([attention])
+        and isinstance(getattr(module, "mlp", None), nn.Module)
+    )
+
+
+def _layer_example(layer: Any) -> Example:
+    return _attention_example(layer.self_attn)
+
+
+def _every_place(layer: Any, hidden_states: torch.Tensor, **named: Any) -> Any:
+    return _layer(
+        layer, hidden_states, last_places=torch.arange(hidden_states.shape[1], device=hidden_states.device), **named
+    )
+
+
+def _layer(
+    layer: Any, hidden_states: torch.Tensor, *arguments: Any, last_places: torch.Tensor | None = None, **named: Any
+) -> Any:
+    """As the model's own; with `last_places`, flat indices into R·T, [1, K, H] for those only."""
+    places = last_places
+    if places is None or arguments or not _all_ours([layer.self_attn]):
+        own = type(layer).forward(layer, hidden_states, *arguments, **named)
+        return own if places is None else own.flatten(0, 1).index_select(0, places).unsqueeze(0)
+    mixed, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), places=places, **named)
+    x = (hidden_states.flatten(0, 1).index_select(0, places) + mixed).unsqueeze(0)
+    return x + layer.mlp(layer.post_attention_layernorm(x))  # no view, which FSDP2 could not hook on to
+
+
+def states_at(decoder: Any, places: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """[K, H] last hidden states at flat indices into R·T; where the last layer is known here, it computes no others.
+
+    Args:
+        decoder: on which `fuse_layers` was.
+        places: [K].
+        inputs: of the decoder, by name.
+    """
+    known = _is_of(vars(decoder.layers[-1]).get("forward"), _layer) if hasattr(decoder, "layers") else False
+    states: torch.Tensor = decoder(**inputs, **({"last_places": places} if known else {})).last_hidden_state.flatten(0, 1)
+    return states if known else states.index_select(0, places)
+
+
+def _is_of(forward: Any, kind: Callable[..., Any]) -> bool:
+    """Whether a layer's forward pass is `kind`'s, or computes that one again in the backward pass."""
+    while isinstance(forward, partial):
+        if forward.func is kind:
+            return True
+        forward = forward.args[0] if forward.args else None
+    return False
+
+
 # --- decoders
 
 
 def _is_decoder(module: nn.Module) -> bool:
-    """Whether its layers see all that came before."""
-    config = getattr(module, "config", None)
-    if not isinstance(getattr(module, "layers", None), nn.ModuleList) or not hasattr(module, "embed_tokens"):
-        return False
+    layers = getattr(module, "layers", None)
+    return isinstance(layers, nn.ModuleList) and hasattr(module, "embed_tokens") and hasattr(module, "config")
+
+
+def _sees_all(config: Any) -> bool:
+    """Whether every layer sees all that came before."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     windows = getattr(config, "sliding_window", None) is not None
     return kinds == {"full_attention"} and not windows and getattr(config, "is_causal", True) is True
@@ -257,8 +334,7 @@ def _attentions(decoder: Any) -> list[nn.Module]:
 
 
 def _all_ours(attentions: list[nn.Module]) -> bool:
-    forwards = [module.__dict__.get("forward") for module in attentions]
-    return all(isinstance(forward, partial) and forward.func is _attention for forward in forwards)
+    return all(_is_of(vars(attention).get("forward"), _attention) for attention in attentions)
 
 
 def _decoder(decoder: Any, attentions: list[nn.Module], *arguments: Any, **named: Any) -> Any:

@@ -19,7 +19,7 @@ from plumbline.training.adapters import Handover, cache_of, load_causal
 from plumbline.training.batch import MicroBatch, Sequence, collate
 from plumbline.training.embeddings import train_rows
 from plumbline.training.head import likeliest, target_log_probs
-from plumbline.training.kernels import fuse_layers, untouched
+from plumbline.training.kernels import fuse_layers, states_at, untouched
 
 CAUSAL = "causal."
 
@@ -55,14 +55,14 @@ class TargetLogProbs(nn.Module):
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> torch.Tensor:
         """[N] log-probabilities, float32, of softmax(logits / temperature)."""
         head = self.base.get_output_embeddings()
-        return target_log_probs(head, self.hidden(batch)[batch.predict_at], batch.targets, temperature)
+        return target_log_probs(head, self.hidden(batch, batch.predict_at), batch.targets, temperature)
 
     def next_tokens(self, batch: MicroBatch) -> torch.Tensor:
         """[N] likeliest tokens in the places of the targets."""
-        return likeliest(self.base.get_output_embeddings(), self.hidden(batch)[batch.predict_at])
+        return likeliest(self.base.get_output_embeddings(), self.hidden(batch, batch.predict_at))
 
-    def hidden(self, batch: MicroBatch) -> torch.Tensor:
-        """[R·T, H] last hidden states.
+    def hidden(self, batch: MicroBatch, places: torch.Tensor) -> torch.Tensor:
+        """[K, H] last hidden states at `places` [K], flat indices into R·T.
 
         Raises:
             ValueError: rows of several sequences, where the model has virtual tokens.
@@ -74,10 +74,10 @@ class TargetLogProbs(nn.Module):
                 raise ValueError("virtual tokens stand before one sequence; a row of several would be read wrongly")
             inputs = self._after_virtual_tokens(batch, virtual)
         # Packed rows are kept apart only with no mask and no cache (transformers 5.23 then reads position_ids).
-        states: torch.Tensor = self.base.get_decoder()(attention_mask=None, use_cache=False, **inputs).last_hidden_state[
-            :, -batch.input_ids.shape[1] :
-        ]
-        return states.flatten(0, 1)
+        width = batch.input_ids.shape[1]
+        before = inputs["position_ids"].shape[1] - width  # embeddings of virtual tokens
+        places = places + before * (1 + places // width)
+        return states_at(self.base.get_decoder(), places, attention_mask=None, use_cache=False, **inputs)
 
     def _after_virtual_tokens(self, batch: MicroBatch, count: int) -> dict[str, Any]:
         """Inputs of the decoder. Positions of the text begin after the virtual tokens."""

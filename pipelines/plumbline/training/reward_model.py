@@ -42,7 +42,7 @@ class Rewards(TargetLogProbs):
         """[S] rewards, float32."""
         before = torch.zeros(batch.size, dtype=torch.long, device=batch.predict_at.device)
         before = before.scatter_reduce(0, batch.sequence, batch.predict_at, "amax", include_self=False)
-        states = self.hidden(batch)[before + 1].to(self.head.weight.dtype)
+        states = self.hidden(batch, before + 1).to(self.head.weight.dtype)
         rewards: torch.Tensor = self.head(states).sum(dim=1)  # of one: FSDP2 wants no view
         return rewards
 
