@@ -30,7 +30,7 @@ from plumbline.external import TINY, tiny_folder
 from plumbline.graph import build_graph
 from plumbline.plan import Plan, make_plan
 from plumbline.progress import Event, Reporter
-from plumbline.rollout.rewards import numeric_match
+from plumbline.rollout.rewards.verifiable import numeric_match
 from plumbline.stage import run_stage
 from support.teacher import Body, Teacher, prompt_of
 

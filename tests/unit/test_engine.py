@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from plumbline.errors import InvalidInput
+from plumbline.rollout.continuous import ContinuousEngine
 from plumbline.rollout.decoder import disagreement
 from plumbline.rollout.engine import NO_ADAPTER, Completion, Engine, Request, Sampling, Token, build_engine, generate
 from plumbline.rollout.fallback import FallbackEngine
@@ -71,8 +72,18 @@ CONFIGS = {
 }
 FUSED = ["llama", "llama-tied", "llama3-rope", "llama-bias", "mistral", "qwen2", "qwen3"]
 FALLBACK = ["llama", "qwen2", "neox", "gpt2"]
-ENGINES = [("slots", name) for name in FUSED] + [("fallback", name) for name in FALLBACK]
-BOTH = [("slots", "llama"), ("fallback", "llama")]
+CONTINUOUS = ["qwen2", "neox", "gpt2"]
+ENGINES = [
+    (kind, name)
+    for kind, names in (("slots", FUSED), ("fallback", FALLBACK), ("continuous", CONTINUOUS))
+    for name in names
+]  # fmt: skip
+EACH = [("slots", "llama"), ("fallback", "llama"), ("continuous", "llama")]
+KINDS: dict[str, type[SlotEngine | FallbackEngine | ContinuousEngine]] = {
+    "slots": SlotEngine,
+    "fallback": FallbackEngine,
+    "continuous": ContinuousEngine,
+}
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
 
 
@@ -87,8 +98,7 @@ def make_model(name: str) -> PreTrainedModel:
 
 
 def make_engine(kind: str, model: PreTrainedModel, lora: LoraConfig | None = None, slots: int = 4) -> Engine:
-    cls = SlotEngine if kind == "slots" else FallbackEngine
-    return cls(copy.deepcopy(model), lora, [EOS], slots, CONTEXT)
+    return KINDS[kind](copy.deepcopy(model), lora, [EOS], slots, CONTEXT)
 
 
 def make_prompts(count: int, seed: int = 0, longest: int = 30) -> list[tuple[int, ...]]:
@@ -152,7 +162,7 @@ def test_greedy_equals_generate_with_ragged_prompts_and_refill(kind: str, name: 
     check(completions, requests, model)
 
 
-@pytest.mark.parametrize("kind", ["slots", "fallback"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampled_logprobs_are_those_of_teacher_forcing(kind: str, temperature: float) -> None:
     model = make_model("llama")
@@ -166,12 +176,12 @@ def test_answers_do_not_depend_on_the_batch_or_the_engine() -> None:
     together = [c.tokens for c in generate(make_engine("slots", model, slots=9), requests)]
     refilled = [c.tokens for c in generate(make_engine("slots", model, slots=2), requests)]
     alone = [generate(make_engine("slots", model, slots=1), [request])[0].tokens for request in requests]
-    other = [c.tokens for c in generate(make_engine("fallback", model), requests)]
-    assert together == refilled == alone == other
+    others = [[c.tokens for c in generate(make_engine(kind, model), requests)] for kind in ("fallback", "continuous")]
+    assert together == refilled == alone == others[0] == others[1]
     assert len({tuple(tokens) for tokens in together}) > 1
 
 
-@pytest.mark.parametrize("kind", ["slots", "fallback"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_eos_max_tokens_and_context_end_answers(kind: str) -> None:
     model = make_model("llama")
     long = tuple(random.Random(3).randrange(6, VOCABULARY) for _ in range(CONTEXT - 3))
@@ -205,7 +215,7 @@ def test_group_shares_one_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({tuple(c.tokens) for c in completions}) > 1
 
 
-@pytest.mark.parametrize(("kind", "name"), BOTH)
+@pytest.mark.parametrize(("kind", "name"), EACH)
 def test_cancel_frees_the_slot_and_leaves_the_others_alone(kind: str, name: str) -> None:
     model = make_model(name)
     requests = requests_for(make_prompts(6), temperature=0)
@@ -234,7 +244,7 @@ def test_cancel_frees_the_slot_and_leaves_the_others_alone(kind: str, name: str)
 
 
 @pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize(("kind", "name"), [*BOTH, ("fallback", "gpt2"), ("slots", "qwen3"), ("slots", "llama-tied")])
+@pytest.mark.parametrize(("kind", "name"), [*EACH, ("fallback", "gpt2"), ("slots", "qwen3"), ("slots", "llama-tied")])
 def test_adapter_equals_pefts_merge_and_can_be_replaced(kind: str, name: str, dora: bool) -> None:
     model = make_model(name)
     lora = LoraConfig(**{**LORA.to_dict(), "fan_in_fan_out": name == "gpt2", "use_dora": dora})
@@ -264,7 +274,7 @@ def test_adapter_scale_follows_the_configuration(options: dict) -> None:
     check(generate(engine, requests), requests, merged)
 
 
-@pytest.mark.parametrize(("kind", "name"), BOTH)
+@pytest.mark.parametrize(("kind", "name"), EACH)
 def test_nothing_of_the_old_cache_survives_a_new_adapter(kind: str, name: str) -> None:
     model = make_model(name)
     engine = make_engine(kind, model, LORA)
@@ -314,7 +324,7 @@ def test_adapter_that_does_not_fit_is_refused_and_changes_nothing() -> None:
         make_engine("slots", model, LoraConfig(lora_bias=True))
 
 
-@pytest.mark.parametrize(("kind", "name"), BOTH)
+@pytest.mark.parametrize(("kind", "name"), EACH)
 @pytest.mark.parametrize(
     ("prompt", "sampling", "message"),
     [

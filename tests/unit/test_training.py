@@ -26,7 +26,6 @@ from plumbline.training.engine import TrainEngine
 from plumbline.training.loop import train
 from plumbline.training.model import TargetLogProbs, build_trainable
 from plumbline.training.objectives.dpo import dpo
-from plumbline.training.objectives.grpo import group_advantages, grpo
 from plumbline.training.objectives.sft import sft
 from plumbline.training.schedule import batch_indices, learning_rate, total_steps
 from plumbline.training.world import World
@@ -188,31 +187,6 @@ def test_dpo_equals_the_hand_computed_value() -> None:
     slope = 0.1 * torch.sigmoid(torch.tensor(-margin)).item()
     assert logps.grad is not None
     assert logps.grad.tolist() == pytest.approx([-slope, -slope, slope])
-
-
-def test_grpo_advantages_and_clipping_by_hand() -> None:
-    advantages = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]), scale=True)
-    std = torch.tensor([0.5, -0.5, -0.5, 0.5]).std().item()
-    assert advantages[0].tolist() == pytest.approx(
-        [0.5 / (std + 1e-4), -0.5 / (std + 1e-4)] * 1 + [-0.5 / (std + 1e-4), 0.5 / (std + 1e-4)]
-    )
-    assert advantages[1].tolist() == [0, 0, 0, 0]
-    batch = MicroBatch(*(torch.zeros(1, 1, dtype=torch.long) for _ in range(4)), torch.tensor([0, 0, 1]), 2)
-    batch.per_sequence["advantage"] = torch.tensor([2.0, -1.0])
-    batch.per_target["behaviour"] = torch.tensor([-1.0, -1.0, -1.0])
-    logps = torch.tensor([-1.0, -0.5, -0.5], requires_grad=True)
-    loss, tokens, _ = grpo(0.2, 0.3, 0.0)(logps, batch)
-    grown = torch.exp(torch.tensor(0.5)).item()
-    assert loss.item() == pytest.approx(-(2.0 * 1.0) - (2.0 * 1.3) + grown)
-    assert tokens == 3
-    loss.backward()
-    assert logps.grad is not None
-    assert logps.grad.tolist() == pytest.approx([-2.0, 0.0, grown])  # clipped upwards only where that would gain
-    batch.per_target["reference"] = torch.tensor([-1.0, -1.0, -1.0])
-    with_kl, _, kl_metrics = grpo(0.2, 0.3, 0.5)(logps, batch)
-    k3 = 2 * (torch.exp(torch.tensor(-0.5)).item() - 1 + 0.5)
-    assert kl_metrics["kl"][0].item() == pytest.approx(k3)
-    assert with_kl.item() == pytest.approx(loss.item() + 0.5 * k3)
 
 
 def test_schedule_and_data_order() -> None:
@@ -424,10 +398,6 @@ def test_sequences_beyond_the_models_positions_are_refused() -> None:
         build_trainable(REFERENCE, TrainingSpec(max_length=4096), "spec.stages[0].sft")
 
 
-def test_equal_rewards_are_no_advantage_whatever_the_rounding() -> None:
-    assert not group_advantages(torch.full((2, 8), 0.3), scale=True).any()
-
-
 def _steps(parallelism: dict[str, Any], file: str) -> None:
     world = World.current()
     units = [[s] for s in chats(20)]
@@ -477,5 +447,6 @@ def test_two_ranks_give_the_step_of_one(parallelism: dict[str, Any], tmp_path: P
     assert found["metrics"]["tokens"] == metrics["tokens"]
     # Adam's first step is rate·g/(|g| + 1e-8), so that rounding shows where a gradient is all but 0: in a number or two of 54,272
     apart = (found["weights"] - weights).abs()
-    assert (apart > 2e-4).sum() <= 5 and apart.max() < 1e-2
+    assert (apart > 2e-4).sum() <= 5
+    assert apart.max() < 1e-2
     assert found["again"]["loss"] == pytest.approx(again["loss"], abs=1e-3)

@@ -89,6 +89,8 @@ class Input(SpecModel):
     required: bool = True
     unless: str | None = None
     """A field of the block (YAML spelling of one word) that, where it is set, makes a required input optional."""
+    when: str | None = None
+    """CEL that says whether the stage reads it, as `StageSpec.reads` does; `{block}` is the stage's block. None: always."""
     default_to_base: bool = False
     """With no earlier stage of this type (and none named) the input is `spec.model.base`."""
     nearest: bool = True

@@ -92,6 +92,10 @@ def _missing_input_rule(role: str, accepts: Input, kinds: list[str]) -> Rule:
     wrong = f"({_is(reader, kinds)}) && !(has({reader}.inputs) && has({reader}.inputs.{role}))"
     if accepts.unless:
         wrong += f" && !({_any(f'has({reader}.{kind}) && has({reader}.{kind}.{accepts.unless})' for kind in kinds)})"
+    if accepts.when:
+        wrong += (
+            f" && ({_any(f'has({reader}.{kind}) && ' + accepts.when.format(block=f'{reader}.{kind}') for kind in kinds)})"
+        )
     if accepts.nearest:
         wrong += f" && !{INDICES}.exists(k, k < i && ({_makes(_stage('k'), accepts.type)}))"
     message = f"{_or(kinds)} needs an earlier stage that makes a {accepts.type.value} ({_makers(accepts.type)})"

@@ -49,6 +49,8 @@ def _kinds() -> str:
                 default.append(f"`{BASE}`")
             else:
                 default.append("must be given" if accepts.required else "none")
+            if accepts.when:
+                default = [f"where it is read, {default[0]}", *default[1:]]
             if accepts.unless:
                 default.append(f"with `{accepts.unless}` none")
             inputs.append(f"`{role}`: {'list of ' if accepts.many else ''}{accepts.type.value} ({', else '.join(default)})")

@@ -59,6 +59,8 @@ class StageInputs(SpecModel):
     """Default: the nearest earlier dataset of the type that the kind needs."""
     reward_model: Name | None = None
     """Default: the nearest earlier reward model."""
+    demonstrations: Name | None = None
+    """What `rlhf` with `ptxWeight` goes on learning by heart. Must be given there."""
     baselines: list[Name] | None = Field(default=None, max_length=8)
     """Models that `evaluate` compares with. Default: `base`."""
     report: Name | None = None

@@ -66,12 +66,13 @@ class Token:
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer. `adapter_version` is the version of the weights that the engine held at its end."""
+    """A whole answer. `first_version` and `adapter_version` are the versions of the weights that drew its first and its last token."""
 
     request_id: str
     tokens: list[int]
     logprobs: list[float]
     finish_reason: FinishReason
+    first_version: int
     adapter_version: int
 
 
@@ -142,7 +143,7 @@ def generate(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
 def _completion(request_id: str, tokens: list[Token], version: int) -> Completion:
     reason = tokens[-1].finish_reason
     assert reason is not None
-    return Completion(request_id, [t.token for t in tokens], [t.logprob for t in tokens], reason, version)
+    return Completion(request_id, [t.token for t in tokens], [t.logprob for t in tokens], reason, version, version)
 
 
 def build_engine(
@@ -168,9 +169,10 @@ def build_engine(
 
     Returns:
         A `SlotEngine` where the architecture is known, there are no virtual tokens and the log-probabilities of a probe agree with the model's own
-        forward pass; otherwise a `FallbackEngine`.
+        forward pass; else a `ContinuousEngine` on a GPU where its probe agrees (on a CPU it is slower than padded rows); else a `FallbackEngine`.
     """
-    # Both engines import this module's types.
+    # The engines import this module's types.
+    from plumbline.rollout.continuous import ContinuousEngine, build_continuous
     from plumbline.rollout.decoder import disagreement, unsupported
     from plumbline.rollout.fallback import FallbackEngine
     from plumbline.rollout.slots import SlotEngine
@@ -182,5 +184,10 @@ def build_engine(
         if reason is None:
             return engine
         del engine
+    if prefix is None and model.device.type != "cpu":
+        found = build_continuous(model, adapter_config, eos_token_ids, slots, max_length)
+        if isinstance(found, ContinuousEngine):
+            return found
+        reason = f"{reason}, and {found}"
     log.warning("%s runs on the slower fallback engine: %s", type(model).__name__, reason)
     return FallbackEngine(model, adapter_config, eos_token_ids, slots, max_length, prefix)

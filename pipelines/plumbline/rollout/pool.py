@@ -1,51 +1,175 @@
-"""The pool of rollout actors: the only file of this area that knows Ray."""
+"""The pool of rollout actors, and the reward model's: the only file of this area that knows Ray."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 import torch
 from peft import LoraConfig
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 
-from plumbline.errors import PlumblineError
+from plumbline.data.row import Chat
+from plumbline.errors import PlumblineError, plain_cause
 from plumbline.models.load import end_tokens, load_base, load_tokenizer
 from plumbline.models.reference import ModelReference
-from plumbline.rollout.engine import Completion, Engine, Request, build_engine, generate
+from plumbline.rollout.engine import NO_ADAPTER, Completion, Engine, Request, Token, build_engine
+from plumbline.rollout.groups import Task
+from plumbline.training.reward_model import RewardModel
 
 MAX_SLOTS = 256  # answers that one actor decodes at the same time
+POLL = 2.0  # seconds that an actor waits for something to report
+SHARED_GPU = 0.4  # of a GPU that an actor and a training worker share; the worker takes the rest
 
 
-@ray.remote(num_cpus=0)
+@dataclass(frozen=True)
+class Work:
+    """What an actor is sent: tasks, and the adapter that they are to be begun with.
+
+    Attributes:
+        session: the trainer that sends it; a new one's first work makes an actor forget all that it was sent by another.
+        adapter: a list with the reference of the tensors, so that they are fetched only where they are new.
+    """
+
+    session: str
+    tasks: tuple[Task, ...]
+    adapter: list[ray.ObjectRef]
+    config: dict[str, Any]
+    version: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an actor says of itself.
+
+    Attributes:
+        birth: changes when it is started anew, and has forgotten everything.
+        drawn: tokens so far.
+        loading: it has no model yet.
+        finished: tasks of `session` that are done: (position, completions).
+    """
+
+    birth: str
+    drawn: int
+    loading: bool
+    session: str
+    finished: list[tuple[int, list[Completion]]]
+
+
+@ray.remote(num_cpus=0, max_concurrency=4)
 class RolloutActor:
-    """Holds the base model and merges whatever adapter a call brings. A call depends on its arguments only, so Ray
-    may restart the actor and repeat the call."""
+    """An engine that works through its inbox in a thread. Whoever sends the same task twice gets one answer."""
 
     def __init__(self, reference: ModelReference, max_length: int, slots: int, actors: int) -> None:
         # As many as are always there: sums must repeat exactly, and threads that wait for a core cost more than they give.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // (2 * actors)))
         self._reference, self._max_length, self._slots = reference, max_length, slots
+        self._birth, self._session = secrets.token_hex(8), ""
+        self._inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[str, int, list[Completion]]] = queue.SimpleQueue()
         self._engine: Engine | None = None
+        self._open: dict[int, _Open] = {}
+        self._tasks: dict[str, int] = {}
+        self._drawn = 0
+        self._failure: BaseException | None = None
+        threading.Thread(target=self._run, daemon=True).start()
 
-    def generate(
-        self, requests: list[Request], adapter: dict[str, torch.Tensor], config: dict[str, Any], version: int
-    ) -> list[Completion]:
-        """Complete the requests with this adapter; it is merged only when its version is new."""
-        if self._engine is None:  # not in the constructor: Ray would lose the sentence of an error there
-            self._engine = self._load(lora_config(config))
-        if self._engine.adapter_version != version:
-            self._engine.load_adapter(adapter, version)
-        return generate(self._engine, requests)
+    def send(self, work: Work) -> None:
+        """Put work into the inbox."""
+        self._inbox.put(work)
 
-    def _load(self, config: LoraConfig) -> Engine:
-        model = load_base(self._reference).to("cuda" if torch.cuda.is_available() else "cpu")
-        end = end_tokens(load_tokenizer(self._reference), model)
-        return build_engine(model, config, end, slots=self._slots, max_length=self._max_length)
+    def poll(self, seconds: float) -> Report:
+        """What has been finished since the last poll, waiting a while for something.
+
+        Raises:
+            what made the engine fail.
+        """
+        finished = []
+        try:
+            finished.append(self._outbox.get(timeout=seconds))
+            while True:
+                finished.append(self._outbox.get_nowait())
+        except queue.Empty:
+            pass
+        if self._failure is not None:
+            raise self._failure
+        session = self._session
+        mine = [(position, completions) for of, position, completions in finished if of == session]
+        return Report(self._birth, self._drawn, self._engine is None, session, mine)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                while self._engine is None or not self._engine.busy or not self._inbox.empty():
+                    self._take(self._inbox.get())
+                for token in self._engine.step():
+                    self._note(token, self._engine.adapter_version)
+        except BaseException as error:
+            self._failure = error
+
+    def _take(self, work: Work) -> None:
+        if self._engine is None:
+            model = load_base(self._reference).to("cuda" if torch.cuda.is_available() else "cpu")
+            end = end_tokens(load_tokenizer(self._reference), model)
+            self._engine = build_engine(model, lora_config(work.config), end, slots=self._slots, max_length=self._max_length)
+        version = self._engine.adapter_version
+        if work.session != self._session:
+            for request in self._tasks:
+                self._engine.cancel(request)
+            self._open, self._tasks, self._session, version = {}, {}, work.session, NO_ADAPTER
+        if work.version > version:  # works may overtake each other
+            self._engine.load_adapter(ray.get(work.adapter[0]), work.version)
+        for task in work.tasks:
+            if task.position not in self._open:
+                self._open[task.position] = _Open(task)
+                for request in task.requests:
+                    self._tasks[request.id] = task.position
+                    self._engine.submit(request)
+
+    def _note(self, token: Token, version: int) -> None:
+        self._drawn += 1
+        task = self._open[self._tasks[token.request_id]]
+        tokens = task.drawn.setdefault(token.request_id, [])
+        tokens.append((token, version))
+        if token.finish_reason is None:
+            return
+        task.unfinished -= 1
+        if not task.unfinished:
+            del self._open[task.task.position]
+            for request in task.task.requests:
+                del self._tasks[request.id]
+            completions = [_completion(task.drawn[request.id]) for request in task.task.requests]
+            self._outbox.put((self._session, task.task.position, completions))
+
+
+@dataclass
+class _Open:
+    """A task that an engine works on."""
+
+    task: Task
+    drawn: dict[str, list[tuple[Token, int]]] = field(default_factory=dict)
+    unfinished: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unfinished = len(self.task.requests)
+
+
+def _completion(drawn: list[tuple[Token, int]]) -> Completion:
+    tokens = [token for token, _ in drawn]
+    reason = tokens[-1].finish_reason
+    assert reason is not None
+    return Completion(
+        tokens[-1].request_id, [t.token for t in tokens], [t.logprob for t in tokens], reason, drawn[0][1], drawn[-1][1]
+    )
 
 
 def lora_config(plain: dict[str, Any]) -> LoraConfig:
@@ -54,66 +178,205 @@ def lora_config(plain: dict[str, Any]) -> LoraConfig:
     return LoraConfig(**{name: value for name, value in plain.items() if name in known and value is not None})
 
 
+@dataclass
+class _Member:
+    """One actor, as the pool sees it."""
+
+    actor: ActorHandle
+    birth: str = ""
+    open: dict[int, Task] = field(default_factory=dict)
+    poll: ray.ObjectRef | None = None
+    drawn: int = -1
+    moved: float = field(default_factory=time.monotonic)
+    """When it last drew a token, or had nothing to do."""
+    losses: int = 0
+    """Since it last finished a task."""
+
+
 class RolloutPool:
-    """Actors that answer prompts. Which actor gets which request depends on the requests alone, so runs repeat exactly."""
+    """Actors that answer prompts, as one trainer sees them. Which actor gets which prompt depends on the prompts alone, until one is lost.
 
-    def __init__(self, actors: list[ActorHandle]) -> None:
-        self.actors = actors
+    An actor that dies is started anew by Ray, one that hangs by us; what it had to do goes to the others, with the adapter of that moment.
 
-    def share(self, rank: int, size: int) -> RolloutPool:
-        """The actors that training rank `rank` of `size` talks to: its own, or, where there are too few, a shared one."""
-        return RolloutPool(self.actors[rank::size] or [self.actors[rank % len(self.actors)]])
+    Args:
+        actors: of `rollout_pool`.
+        config: of the adapters to come.
+        canary: asked of every actor whenever it gets a new adapter.
+        max_failures: how often in a row an actor may be lost before it finishes anything.
+        stall_seconds: how long an actor with work may draw no token.
+        say: for people.
+    """
 
-    def generate(
-        self, groups: list[list[Request]], adapter: dict[str, torch.Tensor], config: dict[str, Any], version: int
-    ) -> list[list[Completion]]:
-        """Complete groups of requests (one prompt each) with this adapter; the answers come in the same order.
+    def __init__(
+        self,
+        actors: list[ActorHandle],
+        config: dict[str, Any],
+        canary: Request,
+        max_failures: int,
+        stall_seconds: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self._members = [_Member(actor) for actor in actors]
+        self._config, self._canary = config, canary
+        self._max_failures, self._stall, self._say = max_failures, stall_seconds, say
+        self._work = Work(secrets.token_hex(8), (), [], config, NO_ADAPTER)
+        self._canaries = 0
+        self._lock = threading.Lock()
 
-        The adapter travels as one object by reference, and only it: never the base.
+    def submit(self, tasks: list[Task], adapter: dict[str, torch.Tensor], version: int) -> list[int]:
+        """Hand out tasks; see `Pool`. The adapter travels once, as one object by reference, and only it: never the base."""
+        with self._lock:
+            canaries: list[int] = []
+            fresh = version != self._work.version
+            if fresh:
+                self._work = replace(self._work, adapter=[ray.put(adapter)], version=version)
+            for number, member in enumerate(self._members):
+                mine = [task for task in tasks if task.position % len(self._members) == number]
+                if fresh:
+                    self._canaries += 1
+                    request = replace(self._canary, id=f"canary/{self._canaries}")
+                    mine.insert(0, Task(-self._canaries, (request,)))
+                    canaries.append(-self._canaries)
+                if mine:
+                    self._send(member, mine)
+            return canaries
+
+    def collect(self, seconds: float) -> list[tuple[int, list[Completion]]]:
+        """What is done; see `Pool`.
+
+        Raises:
+            PlumblineError: an actor was lost too often, or what an engine raised for people.
         """
-        shipped = ray.put(adapter)
-        parts = [groups[i :: len(self.actors)] for i in range(len(self.actors))]
-        pending = [
-            actor.generate.remote([request for group in part for request in group], shipped, config, version)
-            for actor, part in zip(self.actors, parts, strict=True)
-        ]
-        answers: list[list[Completion]] = [[] for _ in groups]
-        try:
-            finished = ray.get(pending)
-        except RayActorError as error:
+        with self._lock:
+            for member in self._members:
+                if member.poll is None:
+                    member.poll = member.actor.poll.remote(POLL)
+            waiting = {member.poll: member for member in self._members}
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=seconds)
+        finished: list[tuple[int, list[Completion]]] = []
+        with self._lock:
+            for reference in ready:
+                member = waiting[reference]
+                member.poll = None
+                try:
+                    finished += self._heard(member, ray.get(reference))
+                except RayTaskError as error:
+                    known = plain_cause(error)
+                    raise known or PlumblineError(f"a rollout actor failed: {str(error).splitlines()[-1]}") from error
+                except RayError as error:
+                    self._lost(member, str(error).strip().splitlines()[0])
+            for member in self._members:
+                if member.open and time.monotonic() - member.moved > self._stall:
+                    ray.kill(member.actor, no_restart=False)
+                    member.poll = None
+                    self._lost(
+                        member,
+                        f"it has drawn no token for {self._stall:g} seconds with {len(member.open)} prompts to answer",
+                    )
+        return finished
+
+    def _heard(self, member: _Member, report: Report) -> list[tuple[int, list[Completion]]]:
+        if member.birth and report.birth != member.birth:
+            self._lost(member, "it was started anew")
+        member.birth = report.birth
+        if report.drawn != member.drawn or report.loading or not member.open:
+            member.drawn, member.moved = report.drawn, time.monotonic()
+        if report.session != self._work.session:
+            return []
+        mine = [(position, completions) for position, completions in report.finished if member.open.pop(position, None)]
+        if mine:
+            member.losses = 0
+        return mine
+
+    def _lost(self, member: _Member, why: str) -> None:
+        """Give what an actor had to do to the others."""
+        number = self._members.index(member)
+        member.losses += 1
+        if member.losses > self._max_failures:
             raise PlumblineError(
-                f"a rollout actor was lost too often ({str(error).splitlines()[0]}); out of memory?"
-            ) from error
-        for i, (part, completions) in enumerate(zip(parts, finished, strict=True)):
-            stale = {c.adapter_version for c in completions} - {version}
-            if stale:
-                raise PlumblineError(f"rollouts came from adapter version {stale}, not {version}")
-            flow = iter(completions)
-            for j, group in enumerate(part):
-                answers[i + j * len(self.actors)] = [next(flow) for _ in group]
-        return answers
+                f"rollout actor {number} was lost {member.losses} times in a row without finishing anything, last: {why}; is its "
+                "node's memory enough for the model?"
+            )
+        tasks, member.open = list(member.open.values()), {}
+        member.birth, member.drawn, member.moved = "", -1, time.monotonic()
+        if not tasks:
+            return
+        self._say(f"rollout actor {number} was lost ({why}); {len(tasks)} prompts are asked again")
+        others = [other for other in self._members if other is not member and not other.losses] or [member]
+        for i, other in enumerate(others):
+            if tasks[i :: len(others)]:
+                self._send(other, tasks[i :: len(others)])
+
+    def _send(self, member: _Member, tasks: list[Task]) -> None:
+        if not member.open:
+            member.moved = time.monotonic()
+        member.open |= {task.position: task for task in tasks}
+        member.actor.send.remote(replace(self._work, tasks=tuple(tasks)))
+
+
+@ray.remote(num_cpus=0)
+class RewardActor:
+    """Holds a reward model."""
+
+    def __init__(self, reference: ModelReference) -> None:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+        self._reference = reference
+        self._model: RewardModel | None = None
+
+    def score(self, chats: list[Chat]) -> list[float]:
+        """The reward of each chat's last answer."""
+        if self._model is None:  # not in the constructor: Ray would lose the sentence of an error there
+            self._model = RewardModel.load(self._reference)
+            self._model.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return self._model.score(chats)
+
+
+def ask(actor: ActorHandle, chats: list[Chat]) -> list[float]:
+    """Rewards from a `RewardActor`.
+
+    Raises:
+        PlumblineError: it was lost too often, or what it raised for people.
+    """
+    try:
+        rewards: list[float] = ray.get(actor.score.remote(chats))
+    except RayError as error:
+        known = plain_cause(error)
+        raise known or PlumblineError(f"the reward model was lost ({str(error).strip().splitlines()[0]})") from error
+    return rewards
 
 
 @contextmanager
 def rollout_pool(
-    reference: ModelReference, *, workers: int, trainers: int, requests: int, max_length: int, max_failures: int
-) -> Iterator[RolloutPool]:
+    reference: ModelReference,
+    *,
+    workers: int,
+    trainers: int,
+    answers: int,
+    max_length: int,
+    colocated: bool,
+    reward_model: ModelReference | None = None,
+) -> Iterator[tuple[list[ActorHandle], ActorHandle | None]]:
     """Start the actors, and end them with the block.
 
     Args:
         reference: the model whose base they hold.
         workers: how many actors. They get a GPU each if the cluster has that many beside the trainers'.
         trainers: training workers beside them.
-        requests: answers that a step samples in all; decides how many an actor decodes at the same time.
+        answers: that are under way at the same time; decides how many an actor decodes together.
         max_length: longest prompt with answer, in tokens.
-        max_failures: how often an actor may be lost.
+        colocated: an actor takes a part of a trainer's GPU instead of a whole one.
+        reward_model: one that is to be asked.
     """
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers + trainers else 0
-    slots = min(MAX_SLOTS, max(8, -(-requests // max(workers, trainers))))
-    options = {"num_gpus": gpus, "max_restarts": max_failures, "max_task_retries": max_failures}
+    found = ray.cluster_resources().get("GPU", 0)
+    gpus = SHARED_GPU if colocated and found else 1 if found >= workers + trainers else 0
+    slots = min(MAX_SLOTS, max(8, -(-answers // workers)))
+    options = {"num_gpus": gpus, "max_restarts": -1}
     actors = [RolloutActor.options(**options).remote(reference, max_length, slots, workers) for _ in range(workers)]
+    judge = None
+    if reward_model is not None:
+        judge = RewardActor.options(max_restarts=-1, max_task_retries=3).remote(reward_model)
     try:
-        yield RolloutPool(actors)
+        yield actors, judge
     finally:
-        for actor in actors:
+        for actor in [*actors, judge] if judge else actors:
             ray.kill(actor)

@@ -58,6 +58,7 @@ class Checkpoint:
         history: metrics of every step so far.
         adapter_config: what PEFT needs to load the adapter; None where whole weights are trained.
         shards: local file → what it holds: tensor's name → first row and the whole tensor's shape.
+        extra: what the stage's source of data said of itself.
         copy: keeps a downloaded copy alive.
     """
 
@@ -65,6 +66,7 @@ class Checkpoint:
     history: list[dict[str, Any]]
     adapter_config: dict[str, Any] | None
     shards: dict[Path, dict[str, dict[str, Any]]]
+    extra: dict[str, Any] | None = None
     copy: tempfile.TemporaryDirectory[str] | None = None
 
     @cached_property
@@ -188,9 +190,16 @@ class CheckpointStore:
                 self._filesystem.put_file(str(file), f"{folder}/{file.name}")
         self._write(f"{Path(folder).name}/{name}.json", _sealed(note))
 
-    def put_state(self, step: int, shards: list[str], history: list[dict[str, Any]], config: dict[str, Any] | None) -> None:
+    def put_state(
+        self,
+        step: int,
+        shards: list[str],
+        history: list[dict[str, Any]],
+        config: dict[str, Any] | None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
         """Say what makes up the checkpoint. It is whole when all shards are there."""
-        state = {"step": step, "shards": shards, "history": history, "adapterConfig": config}
+        state = {"step": step, "shards": shards, "history": history, "adapterConfig": config, "extra": extra}
         self._write(f"{Path(self._folder(step)).name}/{STATE}", _sealed(state))
 
     def _write(self, name: str, data: bytes) -> None:
@@ -230,7 +239,7 @@ class CheckpointStore:
             if file_digest(file) != note["sha256"]:
                 raise ValueError(f"{file.name} does not have its checksum")
             shards[file] = note["tensors"]
-        return Checkpoint(state["step"], state["history"], state["adapterConfig"], shards, copy)
+        return Checkpoint(state["step"], state["history"], state["adapterConfig"], shards, state.get("extra"), copy)
 
 
 class CheckpointWriter:
@@ -255,6 +264,7 @@ class CheckpointWriter:
         history: Iterable[dict[str, Any]],
         adapter_config: dict[str, Any] | None,
         protected: Collection[int] = (),
+        extra: dict[str, Any] | None = None,
     ) -> None:
         """Begin to write; the one before must be done first, so at most one copy of the state waits in memory.
 
@@ -262,7 +272,7 @@ class CheckpointWriter:
             OSError: the one before could not be written.
         """
         self.wait()
-        self._pending = self._thread.submit(self._put, step, pieces, list(history), adapter_config, set(protected))
+        self._pending = self._thread.submit(self._put, step, pieces, list(history), adapter_config, set(protected), extra)
 
     def wait(self) -> None:
         """Until what was begun is written.
@@ -281,10 +291,11 @@ class CheckpointWriter:
         history: list[dict[str, Any]],
         config: dict[str, Any] | None,
         protected: set[int],
+        extra: dict[str, Any] | None,
     ) -> None:
         self._store.put_shard(step, self._names[self._rank], pieces)
         if self._rank == 0:
-            self._store.put_state(step, self._names, history, config)
+            self._store.put_state(step, self._names, history, config, extra)
             self._store.prune(protected)
 
 

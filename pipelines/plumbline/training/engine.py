@@ -41,7 +41,7 @@ class TrainEngine:
     """Holds the model, its optimizer and the process group; knows nothing of data or of what the objective means.
 
     Gradients are those of `Σ loss / Σ normaliser` over the whole optimizer step, whatever the split into
-    micro-batches and ranks, the padding and the packing.
+    micro-batches and ranks, the padding and the packing. `name` tells its tensors from another engine's in one checkpoint.
     """
 
     def __init__(
@@ -52,8 +52,9 @@ class TrainEngine:
         parallelism: ParallelismSpec = ParallelismSpec(),  # noqa: B008 - it never changes
         temperature: float = 1.0,
         keep_reference: bool = False,
+        name: str = "",
     ) -> None:
-        self.world, self.spec, self.temperature = world, spec, temperature
+        self.world, self.spec, self.temperature, self._name = world, spec, temperature, name
         self.cost, self.work = Cost.of(model.base, head=model.has_logits), Work()
         self.sharded = parallelism.sharding == "fsdp2" and (world.size > 1 or parallelism.cpu_offload)
         if parallelism.compile:
@@ -188,15 +189,16 @@ class TrainEngine:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put back parameters and optimizer state, whatever the number of ranks that saved them."""
         keys: dict[str, list[str]] = {}
+        parameters, optimizer = self._name + PARAMETERS, self._name + OPTIMIZER
         for saved in checkpoint.shapes:
-            if saved.startswith(OPTIMIZER):
-                name, _, key = saved.removeprefix(OPTIMIZER).rpartition("|")
+            if saved.startswith(optimizer):
+                name, _, key = saved.removeprefix(optimizer).rpartition("|")
                 keys.setdefault(name, []).append(key)
         for name, p in self.parameters.items():
-            _local(p).copy_(self._own_rows(checkpoint, PARAMETERS + name, p))
+            _local(p).copy_(self._own_rows(checkpoint, parameters + name, p))
             self.optimizer.state[p] = {}
             for key in keys.get(name, []):
-                saved = f"{OPTIMIZER}{name}|{key}"
+                saved = f"{optimizer}{name}|{key}"
                 if checkpoint.shapes[saved] != tuple(p.shape):  # such as the number of steps
                     self.optimizer.state[p][key] = checkpoint.rows(saved)
                     continue
@@ -242,10 +244,11 @@ class TrainEngine:
 
     def _state(self) -> dict[str, torch.Tensor]:
         """All that training changes, by its name in checkpoints."""
-        state: dict[str, torch.Tensor] = {PARAMETERS + name: p.detach() for name, p in self.parameters.items()}
+        parameters, optimizer = self._name + PARAMETERS, self._name + OPTIMIZER
+        state: dict[str, torch.Tensor] = {parameters + name: p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             for key, value in self.optimizer.state.get(p, {}).items():
-                state[f"{OPTIMIZER}{name}|{key}"] = value
+                state[f"{optimizer}{name}|{key}"] = value
         return state
 
     def _rows(self, count: int) -> tuple[int, int]:

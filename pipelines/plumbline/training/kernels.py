@@ -22,6 +22,8 @@ from plumbline.training.lora import fuse_lora, project
 Tensors = tuple[torch.Tensor, ...]
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 """Inputs to try a layer with."""
+Mix = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""(queries [R, T, heads, D], keys, values [R, U, heads, D], mask [1, 1, T, U] or None for causal) → [R, T, heads, D]."""
 
 
 def fuse_layers(model: nn.Module) -> None:
@@ -159,8 +161,9 @@ class _Gated(torch.autograd.Function):
 # --- attention
 
 SEGMENTED = torch.empty(0, 0, 0, 0, dtype=torch.bool)
-"""In the place of a mask: every sequence of the row attends to itself, and `position_ids` say where one starts. A layer that does not
-know it fails, and so cannot mix sequences."""
+"""In the place of a mask: every sequence of the row attends to itself, and `position_ids` say where one starts. One that starts at
+p > 0 also attends to the first p tokens of the last one that started at 0, a prompt that several answers share. A layer that does
+not know it fails, and so cannot mix sequences."""
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -203,16 +206,13 @@ def _attention(
 
     def mix(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        found = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        mixed: torch.Tensor = ALL_ATTENTION_FUNCTIONS["sdpa"](
             attention, q, k, v, mask, dropout=dropout, scaling=attention.scaling, **others
-        )
-        mixed: torch.Tensor = found[0]
+        )[0]
         return mixed
 
     if attention_mask is not None and attention_mask.shape == SEGMENTED.shape:
-        lengths = _lengths(others["position_ids"])
-        rows = (x.flatten(0, 1).unsqueeze(0).split(lengths, 1) for x in (q, k, v))
-        mixed = torch.cat([mix(*one, None) for one in zip(*rows, strict=True)], 1)
+        mixed = _segmented(mix, q, k, v, others["position_ids"])
     else:
         mixed = mix(q, k, v, attention_mask)
     if places is None:
@@ -220,11 +220,30 @@ def _attention(
     return attention.o_proj(mixed.flatten(0, 1).flatten(1).index_select(0, places)), None
 
 
-def _lengths(position_ids: torch.Tensor) -> list[int]:
-    """Of the sequences in rows [R, T], one row after the other."""
-    ends = (nn.functional.pad(position_ids.diff(dim=1), (0, 1)) != 1).flatten().nonzero()[:, 0] + 1
-    lengths: list[int] = ends.diff(prepend=ends.new_zeros(1)).tolist()
-    return lengths
+def _segmented(mix: Mix, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    """[1, R·T, heads, D] of queries, keys and values [R, T, heads, D], each segment by itself but for what it shares."""
+    lengths, shared = _segments(position_ids)
+    rows = (x.flatten(0, 1).unsqueeze(0).split(lengths, 1) for x in (q, k, v))
+    first_k = first_v = k[:0]
+    found: list[torch.Tensor] = []
+    for own_q, own_k, own_v, before in zip(*rows, shared, strict=True):
+        sees = None
+        if before:
+            own_k, own_v = torch.cat([first_k[:, :before], own_k], 1), torch.cat([first_v[:, :before], own_v], 1)
+            sees = torch.ones(own_q.shape[1], own_k.shape[1], dtype=torch.bool, device=q.device).tril_(before)[None, None]
+        else:
+            first_k, first_v = own_k, own_v
+        found.append(mix(own_q, own_k, own_v, sees))
+    return torch.cat(found, 1)
+
+
+def _segments(position_ids: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Of rows [R, T], one after the other: lengths of the segments, and how many tokens each shares with the last that shares none."""
+    starts = nn.functional.pad(position_ids.diff(dim=1), (1, 0)) != 1  # a row always starts one
+    begins = starts.flatten().nonzero()[:, 0]
+    shared = torch.where(begins % position_ids.shape[1] == 0, 0, position_ids.flatten()[begins])
+    lengths, before = torch.stack([begins.diff(append=begins.new_full((1,), position_ids.numel())), shared]).tolist()
+    return lengths, before
 
 
 class _Rotary(torch.autograd.Function):
@@ -338,15 +357,23 @@ def _all_ours(attentions: list[nn.Module]) -> bool:
 
 
 def _decoder(decoder: Any, attentions: list[nn.Module], *arguments: Any, **named: Any) -> Any:
-    """Packed rows go without the mask of T² that HF builds of their positions; on the CPU, as other devices have kernels for it."""
+    """Packed rows go without the mask of T² that HF builds of their positions: on the CPU, as other devices have kernels for it, and
+    everywhere where sequences share tokens, which HF does not know of."""
     positions = named.get("position_ids")
     plain = not arguments and named.get("attention_mask") is None and named.get("past_key_values") is None
-    ours = (
-        plain
-        and not named.get("use_cache", True)
-        and decoder.config._attn_implementation == "sdpa"
-        and _all_ours(attentions)
-    )
-    if ours and positions is not None and positions.device.type == "cpu" and bool((positions.diff(dim=1) != 1).any()):
-        named["attention_mask"] = SEGMENTED
+    if plain and not named.get("use_cache", True) and positions is not None and _knows_segments(decoder, attentions):
+        starts = positions.diff(dim=1) != 1
+        if positions.device.type != "cpu":
+            starts &= positions[:, 1:] > 0
+        if bool(starts.any()):
+            named["attention_mask"] = SEGMENTED
     return type(decoder).forward(decoder, *arguments, **named)
+
+
+def _knows_segments(decoder: Any, attentions: list[nn.Module]) -> bool:
+    return decoder.config._attn_implementation == "sdpa" and _all_ours(attentions)
+
+
+def shares_prompts(decoder: Any) -> bool:
+    """Whether a decoder computes rows in which sequences share their first tokens, now: who compiles layers takes them away."""
+    return _is_of(vars(decoder).get("forward"), _decoder) and _knows_segments(decoder, _attentions(decoder))

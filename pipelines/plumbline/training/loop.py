@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from plumbline.api.stages.training import CheckpointSpec
 from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
-from plumbline.training.checkpoint import Checkpoint, CheckpointStore, CheckpointWriter
+from plumbline.training.checkpoint import Checkpoint, CheckpointStore, CheckpointWriter, Piece
 from plumbline.training.early_stopping import EarlyStopping, best_step, load_best, reason_to_stop
 from plumbline.training.engine import Objective, TrainEngine
 from plumbline.training.schedule import learning_rate
@@ -34,6 +34,26 @@ class Source(Protocol):
         ...
 
 
+class Companion(Protocol):
+    """What a source keeps beside the engine, and must find again after an interruption."""
+
+    def pieces(self) -> dict[str, Piece]:
+        """Tensors for a checkpoint, beside the engine's. On every rank."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """All else, for JSON. Asked on rank 0."""
+        ...
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put back what a checkpoint has. On every rank, before the first step."""
+        ...
+
+    def clock(self) -> dict[str, float]:
+        """What was measured by the clock in the last step: reported, and no part of the history."""
+        ...
+
+
 def train(
     engine: TrainEngine,
     source: Source,
@@ -44,6 +64,7 @@ def train(
     seed: int,
     report: ReportStep,
     early: EarlyStopping | None = None,
+    companion: Companion | None = None,
 ) -> None:
     """Train to `steps`, from the newest checkpoint if there is one. The last step always leaves a checkpoint and the adapter.
 
@@ -61,6 +82,8 @@ def train(
     if resumed is not None:
         engine.restore(resumed)
         history = resumed.history
+        if companion is not None:
+            companion.restore(resumed)
         del resumed  # and with it a copy on this node's disk
     config, meter = engine.model.adapter_config(), Meter(engine.cost, world)
     writer = CheckpointWriter(store, world.rank, world.size, world.from_first(secrets.randbelow(2**31)))
@@ -80,12 +103,17 @@ def train(
             if early is not None and measured:
                 metrics = {**metrics, **early.measure()}
             history.append({"step": step + 1, **metrics})
-            report(step + 1, steps, metrics | meter.read(engine.work))  # what the clock says is no part of the history
+            timed = meter.read(engine.work) | (companion.clock() if companion is not None else {})
+            report(step + 1, steps, metrics | timed)  # what the clock says is no part of the history
             last, asked = step + 1 == steps, bool(world.maximum(int(world.interrupted())))
             if last or asked or measured or (step + 1) % checkpoints.every_steps == 0:
                 writer.wait()  # before a second copy of the state is made
                 protected = _best_steps(history, store, early) if early is not None and world.rank == 0 else ()
-                writer.save(step + 1, engine.pieces(), history, config, protected)
+                pieces, extra = engine.pieces(), None
+                if companion is not None:
+                    pieces |= companion.pieces()
+                    extra = companion.state() if world.rank == 0 else None
+                writer.save(step + 1, pieces, history, config, protected, extra)
             if asked and not last:
                 raise Interrupted
         if early is not None:

@@ -19,7 +19,7 @@ from plumbline.training.adapters import Handover, cache_of, load_causal
 from plumbline.training.batch import MicroBatch, Sequence, collate
 from plumbline.training.embeddings import train_rows
 from plumbline.training.head import likeliest, target_log_probs
-from plumbline.training.kernels import fuse_layers, states_at, untouched
+from plumbline.training.kernels import fuse_layers, shares_prompts, states_at, untouched
 
 CAUSAL = "causal."
 
@@ -52,6 +52,11 @@ class TargetLogProbs(nn.Module):
         config = self.causal.peft_config["default"] if isinstance(self.causal, PeftModel) else None
         return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether rows in which sequences share their first tokens are computed rightly, now; not where layers were compiled."""
+        return not self.virtual_tokens and shares_prompts(self.base.get_decoder())
+
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> torch.Tensor:
         """[N] log-probabilities, float32, of softmax(logits / temperature)."""
         head = self.base.get_output_embeddings()
@@ -65,8 +70,11 @@ class TargetLogProbs(nn.Module):
         """[K, H] last hidden states at `places` [K], flat indices into R·T.
 
         Raises:
-            ValueError: rows of several sequences, where the model has virtual tokens.
+            ValueError: rows of several sequences, where the model has virtual tokens; or of sequences that share tokens, where its
+                layers know nothing of that.
         """
+        if batch.shares and not self.shares_prompts:
+            raise ValueError("this model cannot share prompts; lay its sequences out with `without_sharing`")
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
         virtual = self.virtual_tokens
         if virtual:

@@ -18,7 +18,13 @@ REPORT = "report.html"
 OPTIMISATION = ("loss", "gradNorm", "learningRate", "tokens")
 
 
-def page(title: str, history: Sequence[Row], clock: Mapping[int, Row], spec: TrainingSpec) -> str:
+def page(
+    title: str,
+    history: Sequence[Row],
+    clock: Mapping[int, Row],
+    spec: TrainingSpec,
+    samples: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """The page.
 
     Args:
@@ -26,6 +32,7 @@ def page(title: str, history: Sequence[Row], clock: Mapping[int, Row], spec: Tra
         history: metrics of every step, as `metrics.jsonl` has them.
         clock: step → what was measured by the clock; none of steps whose measurements were lost.
         spec: the stage's block.
+        samples: answers from the way, each of the same fields.
     """
     curves = columns({**clock.get(int(row["step"]), {}), **row} for row in history)
     own = [name for name in curves if name not in (*OPTIMISATION, *TIMED)]
@@ -41,6 +48,11 @@ def page(title: str, history: Sequence[Row], clock: Mapping[int, Row], spec: Tra
         *(_charts(heading, [(name, curves[name]) for name in names]) for heading, names in charts if names),
         "<h2>First and last step</h2>",
         _table(("figure", "first", "last"), _ends(history)),
+        *(
+            ["<h2>Answers</h2>", _table(tuple(samples[0]), ([_figure(v) for v in one.values()] for one in samples))]
+            if samples
+            else []
+        ),
         "<h2>Settings</h2>",
         _table(("field", "value"), settings.items()),
     ]

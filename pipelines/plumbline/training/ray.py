@@ -43,7 +43,7 @@ GROW_AFTER = 60.0  # seconds that a group works before it is stopped to grow: a 
 LOOK = 1.0  # seconds between two looks at the nodes
 
 
-def launch(worker: Worker, job: Any, parallelism: ParallelismSpec, storage: str, report: Reporter) -> None:
+def launch(worker: Worker, job: Any, parallelism: ParallelismSpec, storage: str, report: Reporter, gpu: float = 1.0) -> None:
     """Run `worker(job, world, report)` on `parallelism.most` processes until all return.
 
     A lost worker ends the group. A new one, once there is room, goes on from the newest checkpoint; `maxFailures` times.
@@ -56,11 +56,14 @@ def launch(worker: Worker, job: Any, parallelism: ParallelismSpec, storage: str,
         parallelism: how many, and how many losses to bear.
         storage: URI that all nodes reach, for Ray Train's own notes.
         report: progress to the outside.
+        gpu: what a worker takes of one.
 
     Raises:
         PlumblineError: what a worker raised for people, that workers were lost too often, or that there is no room for them.
     """
     bundle = check_room(parallelism)
+    if "GPU" in bundle:
+        bundle["GPU"] = gpu
     room = _Room(bundle)
     outbox = Queue(actor_options=_here())
     failures = 0

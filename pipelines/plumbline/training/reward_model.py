@@ -32,11 +32,7 @@ class Rewards(TargetLogProbs):
 
     def __init__(self, causal: PeftModel | PreTrainedModel, seed: int = 0) -> None:
         super().__init__(causal)
-        size = self.base.get_output_embeddings().weight.shape[1]
-        self.head = nn.Linear(size, 1, bias=False)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():  # std 1/(hidden + 1), as Stiennon et al. 2020 (arXiv 2009.01325)
-            self.head.weight.copy_(torch.randn(1, size, generator=generator) / (size + 1))
+        self.head = value_head(self.base, seed)
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> torch.Tensor:
         """[S] rewards, float32."""
@@ -45,6 +41,15 @@ class Rewards(TargetLogProbs):
         states = self.hidden(batch, before + 1).to(self.head.weight.dtype)
         rewards: torch.Tensor = self.head(states).sum(dim=1)  # of one: FSDP2 wants no view
         return rewards
+
+
+def value_head(base: PreTrainedModel, seed: int) -> nn.Linear:
+    """A new linear function of hidden states, of standard deviation 1/(hidden + 1), as Stiennon et al. 2020 (arXiv 2009.01325)."""
+    size = base.get_output_embeddings().weight.shape[1]
+    head = nn.Linear(size, 1, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(1, size, generator=torch.Generator().manual_seed(seed)) / (size + 1))
+    return head
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def tune(
     template: Callable[[str], str] | None = None,
     leaves: tuple[str, ...] = (),
     early: EarlyStoppingSpec | None = None,
+    gpu: float = 1.0,
 ) -> Checkpoint:
     """Run the workers until the last step's checkpoint is there, then hand it over as a model.
 
@@ -72,6 +73,7 @@ def tune(
         template: change to the chat template.
         leaves: names of further tensors that workers keep after the last step.
         early: when the last step is, and which one is handed over: its weights, with the metrics of all.
+        gpu: what a worker takes of one.
     """
     from plumbline.training.ray import launch
 
@@ -85,7 +87,7 @@ def tune(
         done = finished()
         if done is None:
             context.report.say("starting workers")
-            launch(worker, job, job.spec.parallelism, context.checkpoints, context.report)
+            launch(worker, job, job.spec.parallelism, context.checkpoints, context.report, gpu)
             done = finished()
         if done is None:
             raise PlumblineError(
@@ -97,5 +99,7 @@ def tune(
     context.report.say("writing the model")
     export_model(context, job.reference, done, job.store.load_tensors(ADAPTER) or {}, template)
     context.output.metrics.update(summary(clock))
-    (context.output.folder / REPORT).write_text(page(context.node.name, done.history, clock, job.spec), encoding="utf-8")
+    (context.output.folder / REPORT).write_text(
+        page(context.node.name, done.history, clock, job.spec, (done.extra or {}).get("samples", [])), encoding="utf-8"
+    )
     return done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,13 +11,54 @@ from plumbline.api.base import (
     ArtifactType,
     Input,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Share,
     SpecModel,
     validated_by,
 )
+from plumbline.api.options import foreign_options, option, option_rules
+from plumbline.api.stages.rewards import REWARD_KEY, RewardSpec
 from plumbline.api.stages.training import MODEL_INPUT, TRAINING_RULES, CheckpointSpec, OptimizerSpec, Schedule, TrainingSpec
+
+Option = float | bool | str | None
+
+_CLIPPED: dict[str, Option] = {
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "updates_per_step": 1,
+    "epochs_per_step": 1,
+    "mismatch": "none",
+}
+_IN_LOSS: dict[str, Option] = {"kl_coefficient": 0.0, "kl_estimator": "k3"}
+_IN_REWARD: dict[str, Option] = {"kl_coefficient": 0.05, "kl_target": None, "kl_horizon": 10_000}
+_GROUPS: dict[str, Option] = {"group_size": 8, "skip_equal_groups": False, "drop_truncated": False}
+
+ALGORITHMS: dict[str, dict[str, Option]] = {
+    "grpo": _GROUPS | _CLIPPED | _IN_LOSS | {"scale_advantages": True, "aggregate": "tokens"},
+    "drGrpo": _GROUPS | _CLIPPED | _IN_LOSS | {"scale_advantages": False, "aggregate": "constant"},
+    "dapo": _GROUPS | _CLIPPED | _IN_LOSS
+    | {"scale_advantages": True, "aggregate": "tokens", "clip_high": 0.28, "skip_equal_groups": True, "drop_truncated": True},
+    "gspo": _GROUPS | _CLIPPED | _IN_LOSS
+    | {"scale_advantages": True, "aggregate": "sequences", "clip_low": 3e-4, "clip_high": 4e-4},
+    "rloo": _GROUPS | _CLIPPED | _IN_REWARD | {"group_size": 4, "aggregate": "tokens"},
+    "reinforcePlusPlus": _CLIPPED | _IN_REWARD | {"group_size": 1, "kl_coefficient": 0.01, "aggregate": "tokens"},
+    "reinforcePlusPlusBaseline": _GROUPS | _CLIPPED | _IN_LOSS
+    | {"kl_coefficient": 0.01, "kl_estimator": "k2", "aggregate": "tokens"},
+    "ppo": _CLIPPED | _IN_REWARD
+    | {
+        "group_size": 1, "aggregate": "tokens", "updates_per_step": 4, "gae_lambda": 0.95, "discount": 1.0, "value_clip": 0.2,
+        "critic_learning_rate": 1e-4, "critic_warmup_steps": 0, "dual_clip": None, "ptx_weight": None,
+    },
+    "raft": {"group_size": 8, "least_reward": None},
+    "rejectionSampling": {"group_size": 8, "least_reward": 1.0},
+    "onlineDpo": {"group_size": 2, "beta": 0.1, "updates_per_step": 1},
+}  # fmt: skip
+"""The options of each algorithm and what they are where the run does not say."""
+
+COMPARED = [name for name, options in ALGORITHMS.items() if options["group_size"] != 1]
+"""Algorithms that compare the answers to one prompt."""
 
 
 class SamplingSpec(SpecModel):
@@ -29,23 +70,18 @@ class SamplingSpec(SpecModel):
     """Longest answer in tokens."""
 
 
-class RewardSpec(SpecModel):
-    """One verifiable reward; several are summed by weight."""
-
-    type: Literal["exactMatch", "numericMatch"] = "exactMatch"
-    """`exactMatch`: 1 if the answer is the reference answer up to white space. `numericMatch`: 1 if their last numbers are equal."""
-    weight: PositiveFloat = 1.0
-    """Weight in the sum."""
-
-
 class RolloutSpec(SpecModel):
     """The pool of rollout actors."""
 
     workers: PositiveInt = 1
     """Rollout actors; each holds a merged copy of the model and is sent the adapter after each update."""
+    placement: Literal["disaggregated", "colocated"] = "disaggregated"
+    """`disaggregated`: on GPUs of their own, where the cluster has enough. `colocated`: an actor and a training worker share a GPU."""
     sync_tolerance: PositiveFloat = 0.05
-    """Largest mean difference between the engine's and the trainer's log-probabilities of a token before the stage stops.
+    """Largest mean difference between an engine's and the trainer's log-probabilities of the canary's tokens before the stage stops.
     Float32 differs by 1e-6, bfloat16 by 5e-3."""
+    stall_seconds: PositiveInt = 300
+    """An actor that has work and draws no token for this long is replaced, and its prompts go to others."""
 
 
 class RlhfOptimizerSpec(OptimizerSpec):
@@ -72,42 +108,106 @@ OTHER_POLICY = "rollouts come from the base as it is, which one rounded to nf4 i
 
 FIXED = "rollout workers hold their places beside a fixed number of training workers; set workers"
 
+ALONE = "this algorithm compares the answers to one prompt; set groupSize to 2 or more"
+
+NO_KL = "klTarget moves a klCoefficient that is 0; set klCoefficient above 0, where it begins"
+
 
 class RlhfSpec(TrainingSpec):
-    """Reinforcement learning with rollout workers: GRPO (arXiv 2402.03300)."""
+    """Reinforcement learning with rollout workers. Options that are unset have the values of the algorithm's paper."""
 
     model_config = validated_by(
         *TRAINING_RULES,
+        *option_rules("algorithm", ALGORITHMS),
         ("!has(self.adapter) || self.adapter.method == 'lora'", LORA_ONLY),
         (
             "!has(self.adapter) || !has(self.adapter.quantization) || self.adapter.quantization == 'none'",
             OTHER_POLICY,
         ),
         ("!has(self.parallelism) || !has(self.parallelism.minWorkers)", FIXED),
+        (f"!has(self.groupSize) || self.groupSize > 1 || !(self.algorithm in [{', '.join(map(repr, COMPARED))}])", ALONE),
+        ("!has(self.klTarget) || !has(self.klCoefficient) || self.klCoefficient > 0.0", NO_KL),
     )
 
-    inputs: ClassVar = {"model": MODEL_INPUT, "dataset": Input(type=ArtifactType.DATASET)}
+    inputs: ClassVar = {
+        "model": MODEL_INPUT,
+        "dataset": Input(type=ArtifactType.DATASET),
+        "rewardModel": Input(
+            type=ArtifactType.REWARD_MODEL, when="has({block}.rewards) && {block}.rewards.exists(r, r.type == 'rewardModel')"
+        ),
+        "demonstrations": Input(type=ArtifactType.DATASET, nearest=False, when="has({block}.ptxWeight)"),
+    }
     program: ClassVar = "plumbline.stages.rlhf"
+    code_version: ClassVar = "2"
     unfingerprinted: ClassVar = TrainingSpec.unfingerprinted | {"rollout"}
 
-    algorithm: Literal["grpo"] = "grpo"
-    """Advantage estimator and loss. `grpo`: rewards standardised within the group of answers to one prompt."""
+    algorithm: Literal[
+        "grpo", "drGrpo", "dapo", "gspo", "rloo", "reinforcePlusPlus", "reinforcePlusPlusBaseline", "ppo", "raft",
+        "rejectionSampling", "onlineDpo",
+    ] = "grpo"  # fmt: skip
+    """Advantage estimator and loss. Answers to one prompt are compared by `grpo` (arXiv 2402.03300), `drGrpo` (2503.20783), `dapo`
+    (2503.14476), `gspo` (2507.18071), `rloo` (2402.14740), `reinforcePlusPlusBaseline` (2501.03262), `onlineDpo` (best against worst,
+    2402.04792); a critic tells what to expect in `ppo` (1707.06347), nothing does in `reinforcePlusPlus`. `raft` (2304.06767) learns the
+    best answer of each group by heart, `rejectionSampling` all that reach `leastReward`."""
     steps: PositiveInt = 100
     """Rollout-and-update steps."""
     prompts_per_step: PositiveInt = 32
     """Distinct prompts in a step."""
-    group_size: Annotated[int, Field(ge=2, le=1024), WHOLE] = 8
-    """Answers sampled for each prompt (TRL: 8). One answer has no group to compare with."""
-    updates_per_step: Annotated[int, Field(ge=1, le=16), WHOLE] = 1
-    """Optimizer steps on each batch of rollouts. Above 1 the clipped ratio matters."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Where the advantage is negative, ratios below 1 - clipLow get no gradient (PPO: 0.2)."""
-    clip_high: PositiveFloat = 0.2
-    """Where the advantage is positive, ratios above 1 + clipHigh get no gradient (PPO: 0.2; DAPO: 0.28)."""
-    kl_coefficient: NonNegativeFloat = 0.0
-    """Weight of the KL penalty to the input model (k3 estimator). 0, as in TRL and DAPO, saves the reference pass."""
-    scale_advantages: bool = True
-    """Divide by the group's standard deviation; off is Dr.GRPO's choice (arXiv 2503.20783)."""
+    group_size: Annotated[int, Field(ge=1, le=1024), WHOLE] | None = None
+    """Answers sampled for each prompt: 8 (TRL), 4 (rloo), 2 (onlineDpo), 1 (ppo, reinforcePlusPlus)."""
+    staleness: Annotated[int, Field(ge=0, le=16), WHOLE] = 0
+    """How many updates old the weights may be that an answer was begun with. 0: sample, then train. 1: the next step's answers are sampled
+    while this one's are learned. 2 and more: prompts are handed out that far ahead, and answers under way go on with new weights."""
+    updates_per_step: Annotated[int, Field(ge=1, le=64), WHOLE] | None = None
+    """Optimizer steps on each batch of rollouts, each on its share of the answers: 1 (ppo: 4)."""
+    epochs_per_step: Annotated[int, Field(ge=1, le=16), WHOLE] | None = None
+    """Passes over each batch of rollouts, 1."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Where the advantage is negative, ratios below 1 - clipLow get no gradient: 0.2 (gspo: 3e-4)."""
+    clip_high: PositiveFloat | None = None
+    """Where the advantage is positive, ratios above 1 + clipHigh get no gradient: 0.2 (dapo: 0.28, gspo: 4e-4)."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """ppo: bound on ratios where the advantage is negative (arXiv 1912.09729, which has 3). Unset: none."""
+    kl_coefficient: NonNegativeFloat | None = None
+    """Weight of the KL divergence from the input model: in the loss, 0 as in TRL, which saves the reference pass (reinforcePlusPlusBaseline:
+    0.01); in the rewards of rloo and ppo, 0.05, and of reinforcePlusPlus, 0.01."""
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    """How the loss estimates it (Schulman 2020): d, d²/2 or exp(-d) - 1 + d of d = log π - log π_ref. k3 (reinforcePlusPlusBaseline: k2).
+    In rewards it is k1."""
+    kl_target: PositiveFloat | None = None
+    """rloo, reinforcePlusPlus, ppo: klCoefficient is moved so that the KL of an answer comes near this many nats (arXiv 1909.08593).
+    Unset: it stays."""
+    kl_horizon: PositiveInt | None = None
+    """How fast: answers until the coefficient may have changed by a factor of about e^0.2 at most, 10000."""
+    scale_advantages: bool | None = None
+    """Divide by the group's standard deviation: true (drGrpo: false)."""
+    aggregate: Literal["tokens", "sequences", "constant"] | None = None
+    """The loss is a mean over `tokens` of all answers, over `sequences` of each one's mean, or a sum over answers × maxTokens: `constant`.
+    tokens (gspo: sequences, drGrpo: constant)."""
+    skip_equal_groups: bool | None = None
+    """Groups whose answers have all the same reward are replaced by those of further prompts, at most three times as many: false (dapo: true)."""
+    drop_truncated: bool | None = None
+    """Answers that were cut at maxTokens are not learned from: false (dapo: true)."""
+    mismatch: Literal["none", "truncate", "mask", "maskSequences"] | None = None
+    """What is done about engines whose probabilities differ from the trainer's. `none`: the ratio is to the engine's. Else it is to the
+    trainer's own, computed again, times a weight ρ = π_trainer/π_engine: `truncate` at 2 (TIS), `mask` tokens beyond 0.5 to 5 (IcePop),
+    `maskSequences` whose geometric mean is beyond 0.99 to 1.01. none."""
+    gae_lambda: Share | None = None
+    """ppo: λ of generalised advantage estimation (arXiv 1506.02438), 0.95."""
+    discount: Share | None = None
+    """ppo: γ, 1."""
+    value_clip: PositiveFloat | None = None
+    """ppo: by how much a value may move in an update before its loss is clipped, 0.2."""
+    critic_learning_rate: PositiveFloat | None = None
+    """ppo: of the critic's adapter and head, 1e-4: ten times the policy's, as OpenRLHF's 9e-6 is of its 1e-6."""
+    critic_warmup_steps: NonNegativeInt | None = None
+    """ppo: steps in which the critic alone learns, 0."""
+    ptx_weight: PositiveFloat | None = None
+    """ppo: weight of the likelihood of the `demonstrations` beside the loss (InstructGPT's PPO-ptx, which has 27.8 on its scale). Unset: none."""
+    least_reward: float | None = None
+    """raft, rejectionSampling: answers with less are not learned. raft: none such; rejectionSampling: 1."""
+    beta: PositiveFloat | None = None
+    """onlineDpo: strength of the tie to the input model, 0.1."""
     sampling: SamplingSpec = SamplingSpec()
     """How answers are sampled."""
     rewards: list[RewardSpec] = Field(default=[RewardSpec()], min_length=1, max_length=16)
@@ -119,12 +219,39 @@ class RlhfSpec(TrainingSpec):
     checkpoint: RlhfCheckpointSpec = RlhfCheckpointSpec()
     """When to save for resuming."""
 
+    def option(self, name: str) -> Any:
+        """An option of the algorithm, as set or by default; None where the algorithm has no such option."""
+        known = ALGORITHMS[self.algorithm]
+        return option(self, self.algorithm, name, ALGORITHMS) if name in known else None
+
+    def reads(self, role: str) -> bool:
+        needed = {
+            "rewardModel": any(r.type == "rewardModel" for r in self.rewards),
+            "demonstrations": self.ptx_weight is not None,
+        }
+        return needed.get(role, True)
+
+    def secrets(self) -> dict[str, tuple[str, str]]:
+        keys = [r.key_secret for r in self.rewards if r.type in ("judge", "http")]
+        return super().secrets() | {reward_key(i): (name, "apiKey") for i, name in enumerate(keys) if name is not None}
+
     def problems(self) -> list[tuple[str, str]]:
-        found = super().problems()
+        found = super().problems() + foreign_options(self, self.algorithm, ALGORITHMS)
+        for i, reward in enumerate(self.rewards):
+            found += [(f"rewards[{i}].{field}", what) for field, what in reward.problems()]
         if self.adapter is not None and self.adapter.method != "lora":
             found.append(("adapter.method", LORA_ONLY))
         if self.adapter is not None and self.adapter.quantization == "nf4":
             found.append(("adapter.quantization", OTHER_POLICY))
         if self.parallelism.min_workers is not None:
             found.append(("parallelism.minWorkers", FIXED))
+        if self.group_size == 1 and self.algorithm in COMPARED:
+            found.append(("groupSize", ALONE))
+        if self.kl_target is not None and self.option("kl_coefficient") == 0:
+            found.append(("klTarget", NO_KL))
         return found
+
+
+def reward_key(number: int) -> str:
+    """Environment variable of the key of judge or endpoint number `number`, from 0."""
+    return REWARD_KEY if number == 0 else f"{REWARD_KEY}_{number + 1}"

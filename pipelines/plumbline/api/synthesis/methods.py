@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from plumbline.api.base import WHOLE, NonNegativeFloat, PositiveInt, SpecModel, validated_by
-from plumbline.api.stages.rlhf import RewardSpec
+from plumbline.api.stages.rewards import MatchSpec
 from plumbline.api.synthesis.teacher import TeacherSpec
 
 TopP = Annotated[float, Field(gt=0, le=1)]
@@ -114,7 +114,7 @@ class SelfImproveSpec(SpecModel):
 
     samples: Annotated[int, Field(ge=2, le=64), WHOLE] = 4
     """Answers drawn for each prompt."""
-    rewards: list[RewardSpec] | None = Field(default=None, max_length=16)
+    rewards: list[MatchSpec] | None = Field(default=None, max_length=16)
     """Score an answer by its distance to the dataset's last answer: the weighted sum."""
     judge: TeacherSpec | None = None
     """Score an answer by a judge, 0 to 5. `{}`: the sampled model judges itself (self-rewarding)."""

@@ -13,7 +13,7 @@ from plumbline.data.synthesis.program import Program, Request, Sampling, ask, ra
 from plumbline.data.synthesis.seeds import batches, context_of, name_of
 from plumbline.evaluation.journal import Reply
 from plumbline.evaluation.judges.rating import rating_prompt, request_of
-from plumbline.rollout.rewards import reward
+from plumbline.rollout.rewards.verifiable import reward
 
 JUDGE_TOKENS = 1024  # reasons and rating; room for a judge that thinks aloud
 
