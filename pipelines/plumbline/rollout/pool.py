@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from plumbline.training.reward_model import RewardModel
 
 MAX_SLOTS = 256  # answers that one actor decodes at the same time
 POLL = 2.0  # seconds that an actor waits for something to report
+RESTART = 1.0  # seconds before a lost actor is asked again
 SHARED_GPU = 0.4  # of a GPU that an actor and a training worker share; the worker takes the rest
 
 
@@ -55,13 +56,12 @@ class Report:
         birth: changes when it is started anew, and has forgotten everything.
         drawn: tokens so far.
         loading: it has no model yet.
-        finished: tasks of `session` that are done: (position, completions).
+        finished: tasks that are done: (position, completions).
     """
 
     birth: str
     drawn: int
     loading: bool
-    session: str
     finished: list[tuple[int, list[Completion]]]
 
 
@@ -75,7 +75,7 @@ class RolloutActor:
         self._reference, self._max_length, self._slots = reference, max_length, slots
         self._birth, self._session = secrets.token_hex(8), ""
         self._inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[tuple[str, int, list[Completion]]] = queue.SimpleQueue()
+        self._outboxes: dict[str, queue.SimpleQueue[tuple[int, list[Completion]]]] = {}  # by session
         self._engine: Engine | None = None
         self._open: dict[int, _Open] = {}
         self._tasks: dict[str, int] = {}
@@ -87,24 +87,23 @@ class RolloutActor:
         """Put work into the inbox."""
         self._inbox.put(work)
 
-    def poll(self, seconds: float) -> Report:
-        """What has been finished since the last poll, waiting a while for something.
+    def poll(self, session: str, seconds: float) -> Report:
+        """What has been finished for a trainer since its last poll, waiting a while for something.
 
         Raises:
             what made the engine fail.
         """
+        outbox = self._outboxes.setdefault(
+            session, queue.SimpleQueue()
+        )  # a killed trainer's last poll takes nothing of another's
         finished = []
-        try:
-            finished.append(self._outbox.get(timeout=seconds))
+        with suppress(queue.Empty):
+            finished.append(outbox.get(timeout=seconds))
             while True:
-                finished.append(self._outbox.get_nowait())
-        except queue.Empty:
-            pass
+                finished.append(outbox.get_nowait())
         if self._failure is not None:
             raise self._failure
-        session = self._session
-        mine = [(position, completions) for of, position, completions in finished if of == session]
-        return Report(self._birth, self._drawn, self._engine is None, session, mine)
+        return Report(self._birth, self._drawn, self._engine is None, finished)
 
     def _run(self) -> None:
         try:
@@ -148,7 +147,7 @@ class RolloutActor:
             for request in task.task.requests:
                 del self._tasks[request.id]
             completions = [_completion(task.drawn[request.id]) for request in task.task.requests]
-            self._outbox.put((self._session, task.task.position, completions))
+            self._outboxes.setdefault(self._session, queue.SimpleQueue()).put((task.task.position, completions))
 
 
 @dataclass
@@ -190,7 +189,11 @@ class _Member:
     moved: float = field(default_factory=time.monotonic)
     """When it last drew a token, or had nothing to do."""
     losses: int = 0
-    """Since it last finished a task."""
+    """Since it last finished a task, canaries apart."""
+    down: bool = False
+    """Lost, and not heard of since; what is open is sent again then."""
+    ask_at: float = 0.0
+    """Not to be asked before."""
 
 
 class RolloutPool:
@@ -237,8 +240,7 @@ class RolloutPool:
                     request = replace(self._canary, id=f"canary/{self._canaries}")
                     mine.insert(0, Task(-self._canaries, (request,)))
                     canaries.append(-self._canaries)
-                if mine:
-                    self._send(member, mine)
+                self._send(member, mine)
             return canaries
 
     def collect(self, seconds: float) -> list[tuple[int, list[Completion]]]:
@@ -249,10 +251,14 @@ class RolloutPool:
         """
         with self._lock:
             for member in self._members:
-                if member.poll is None:
-                    member.poll = member.actor.poll.remote(POLL)
-            waiting = {member.poll: member for member in self._members}
-        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=seconds)
+                if member.poll is None and time.monotonic() >= member.ask_at:
+                    member.poll = member.actor.poll.remote(self._work.session, POLL if member.birth else 0)
+            waiting = {member.poll: member for member in self._members if member.poll is not None}
+        ready: list[ray.ObjectRef] = []
+        if waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=seconds)
+        else:
+            time.sleep(seconds)
         finished: list[tuple[int, list[Completion]]] = []
         with self._lock:
             for reference in ready:
@@ -264,9 +270,16 @@ class RolloutPool:
                     known = plain_cause(error)
                     raise known or PlumblineError(f"a rollout actor failed: {str(error).splitlines()[-1]}") from error
                 except RayError as error:
-                    self._lost(member, str(error).strip().splitlines()[0])
+                    member.ask_at = time.monotonic() + RESTART
+                    if not member.down:
+                        self._lost(member, str(error).strip().splitlines()[0])
             for member in self._members:
-                if member.open and time.monotonic() - member.moved > self._stall:
+                if not member.open or time.monotonic() - member.moved <= self._stall:
+                    continue
+                if not member.birth:  # Ray has no room for it yet, or its node is slow
+                    self._say(f"rollout actor {self._members.index(member)} has not started for {self._stall:g} seconds")
+                    member.moved = time.monotonic()
+                else:
                     ray.kill(member.actor, no_restart=False)
                     member.poll = None
                     self._lost(
@@ -276,20 +289,21 @@ class RolloutPool:
         return finished
 
     def _heard(self, member: _Member, report: Report) -> list[tuple[int, list[Completion]]]:
-        if member.birth and report.birth != member.birth:
+        if member.birth and report.birth != member.birth and not member.down:
             self._lost(member, "it was started anew")
+        if member.down:
+            member.down, tasks = False, list(member.open.values())
+            self._send(member, tasks)
         member.birth = report.birth
         if report.drawn != member.drawn or report.loading or not member.open:
             member.drawn, member.moved = report.drawn, time.monotonic()
-        if report.session != self._work.session:
-            return []
         mine = [(position, completions) for position, completions in report.finished if member.open.pop(position, None)]
-        if mine:
+        if any(position >= 0 for position, _ in mine):
             member.losses = 0
         return mine
 
     def _lost(self, member: _Member, why: str) -> None:
-        """Give what an actor had to do to the others."""
+        """Give what an actor had to do to those that work."""
         number = self._members.index(member)
         member.losses += 1
         if member.losses > self._max_failures:
@@ -297,17 +311,19 @@ class RolloutPool:
                 f"rollout actor {number} was lost {member.losses} times in a row without finishing anything, last: {why}; is its "
                 "node's memory enough for the model?"
             )
-        tasks, member.open = list(member.open.values()), {}
-        member.birth, member.drawn, member.moved = "", -1, time.monotonic()
-        if not tasks:
+        member.birth, member.down, member.drawn, member.moved = "", True, -1, time.monotonic()
+        if not member.open:
             return
-        self._say(f"rollout actor {number} was lost ({why}); {len(tasks)} prompts are asked again")
-        others = [other for other in self._members if other is not member and not other.losses] or [member]
-        for i, other in enumerate(others):
-            if tasks[i :: len(others)]:
+        self._say(f"rollout actor {number} was lost ({why}); {len(member.open)} prompts are asked again")
+        others = [other for other in self._members if not other.down]
+        if others:  # else it gets them again itself, once it is back
+            tasks, member.open = list(member.open.values()), {}
+            for i, other in enumerate(others):
                 self._send(other, tasks[i :: len(others)])
 
     def _send(self, member: _Member, tasks: list[Task]) -> None:
+        if not tasks:
+            return
         if not member.open:
             member.moved = time.monotonic()
         member.open |= {task.position: task for task in tasks}

@@ -49,7 +49,7 @@ class Work:
     """What training steps had to process, over all workers.
 
     Attributes:
-        tokens: of all sequences, prompts too, without padding.
+        tokens: of all sequences, prompts too, shared ones once, without padding.
         pairs: (token, earlier token) pairs that attention compares: half the sum of squared lengths.
         targets: tokens whose probability was asked for.
     """

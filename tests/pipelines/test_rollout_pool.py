@@ -1,0 +1,136 @@
+"""Rollout actors that die, hang, or are taken over by another trainer: every prompt is answered once, with the right weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from plumbline.api.stages.rlhf import RlhfSpec
+from plumbline.errors import PlumblineError
+from plumbline.external import TINY
+from plumbline.models.reference import ModelReference
+from plumbline.rollout.engine import Completion, Request, Sampling
+from plumbline.rollout.groups import Task
+from plumbline.rollout.pool import RolloutPool, rollout_pool
+from plumbline.training.model import build_trainable
+
+pytestmark = pytest.mark.ray
+REFERENCE = ModelReference(TINY)
+PROMPT = (5, 6, 7, 8)
+
+
+@pytest.fixture(scope="module")
+def adapter() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    model = build_trainable(REFERENCE, RlhfSpec(max_length=512), "rlhf")
+    config = model.adapter_config()
+    assert config is not None
+    return model.adapter({name: p.detach() for name, p in model.trainable().items()}), config
+
+
+@pytest.fixture
+def actors(ray_session: str) -> Iterator[list[Any]]:
+    with rollout_pool(REFERENCE, workers=2, trainers=1, answers=32, max_length=512, colocated=False) as (found, _):
+        yield found
+
+
+def pool_of(actors: list[Any], config: dict[str, Any], said: list[str], stall: float = 60, failures: int = 3) -> RolloutPool:
+    return RolloutPool(actors, config, Request("canary", PROMPT, Sampling(max_tokens=4)), failures, stall, said.append)
+
+
+def tasks(count: int, length: int = 300, answers: int = 2) -> list[Task]:
+    """Long ones, so that actors are busy with them for a while."""
+    return [
+        Task(
+            p, tuple(Request(f"{p}/{k}", (*PROMPT, p), Sampling(max_tokens=length, seed=9 * p + k)) for k in range(answers))
+        )
+        for p in range(count)
+    ]
+
+
+def collect(pool: RolloutPool, count: int) -> dict[int, list[Completion]]:
+    found: dict[int, list[Completion]] = {}
+    while sum(position >= 0 for position in found) < count:
+        for position, completions in pool.collect(0.5):
+            assert position not in found, "answered twice"
+            found[position] = completions
+    return found
+
+
+def plain(found: dict[int, list[Completion]]) -> dict[int, list[list[int]]]:
+    return {position: [c.tokens for c in completions] for position, completions in found.items() if position >= 0}
+
+
+def pid(actor: Any) -> int:
+    return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())))
+
+
+def test_lost_and_hung_actors_are_replaced_and_nothing_is_lost(actors: list[Any], adapter: Any) -> None:
+    tensors, config = adapter
+    said: list[str] = []
+    quiet = pool_of(actors, config, said)
+    assert len(quiet.submit(tasks(8), tensors, 0)) == 2  # a canary each
+    expected = collect(quiet, 8)
+    assert not said
+    assert all({c.first_version, c.adapter_version} == {0} for found in expected.values() for c in found)
+
+    other = pool_of(actors, config, said, stall=8)
+    other.submit(tasks(8), tensors, 1)
+    time.sleep(0.5)
+    os.kill(pid(actors[0]), signal.SIGKILL)
+    killed = collect(other, 8)
+    assert plain(killed) == plain(expected)
+    assert "rollout actor 0 was lost" in said[0]
+
+    said.clear()
+    frozen = pid(actors[1])
+    os.kill(frozen, signal.SIGSTOP)
+    other.submit(tasks(8), tensors, 2)
+    hung = collect(other, 8)
+    assert plain(hung) == plain(expected)
+    assert all({c.first_version, c.adapter_version} == {2} for found in hung.values() for c in found)
+    assert any("drawn no token for 8 seconds" in words for words in said)
+    other.submit(tasks(8), tensors, 3)  # both work again
+    assert plain(collect(other, 8)) == plain(expected)
+
+
+def test_another_trainer_takes_over(actors: list[Any], adapter: Any) -> None:
+    """One that was killed has left work behind, of later weights than those that the next one begins with."""
+    tensors, config = adapter
+    said: list[str] = []
+    pool_of(actors, config, said).submit(tasks(16), tensors, 7)
+    time.sleep(1)
+    changed = {name: t + 0.05 for name, t in tensors.items()}
+    second = pool_of(actors, config, said)
+    second.submit(tasks(4, length=20), changed, 3)
+    found = collect(second, 4)
+    assert all({c.first_version, c.adapter_version} == {3} for group in found.values() for c in group)
+    third = pool_of(actors, config, said)
+    third.submit(tasks(4, length=20), tensors, 3)
+    assert plain(collect(third, 4)) != plain(found)
+    assert not said
+
+
+def test_what_never_works_is_given_up(ray_session: str, adapter: Any) -> None:
+    tensors, config = adapter
+    said: list[str] = []
+    with rollout_pool(REFERENCE, workers=1, trainers=1, answers=8, max_length=2000, colocated=False) as (found, _):
+        pool = pool_of(found, config, said, failures=1)
+        pool.submit(tasks(64, length=1900), tensors, 0)
+        with pytest.raises(PlumblineError, match="rollout actor 0 was lost 2 times in a row"):  # noqa: PT012
+            while True:
+                with suppress(ray.exceptions.RayActorError):  # it is still starting
+                    os.kill(pid(found[0]), signal.SIGKILL)
+                for _ in range(4):
+                    pool.collect(0.5)
+        broken = pool_of(found, config, said)
+        broken.submit(tasks(1), {name: t[:1] for name, t in tensors.items()}, 0)
+        with pytest.raises(PlumblineError):
+            collect(broken, 1)
