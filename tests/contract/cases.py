@@ -51,6 +51,16 @@ GOOD = {
     ),
     "rewardModel": stages(PAIRS, "- {name: rm, rewardModel: {maxSteps: 3}}\n"),
     "rlhf": stages(DATA, "- {name: rl, rlhf: {steps: 2, rewards: [{type: exactMatch}], optimizer: {maxGradNorm: 0.5}}}\n"),
+    "rlhf with all it can read": stages(
+        DATA,
+        PAIRS,
+        "- {name: rm, rewardModel: {maxSteps: 3}}\n",
+        "- {name: rl, inputs: {demonstrations: data}, rlhf: {algorithm: ppo, ptxWeight: 1, rewards: [{type: rewardModel}]}}\n",
+    ),
+    "rlhf with rewards of others": stages(
+        DATA,
+        "- {name: rl, rlhf: {staleness: 2, rewards: [{type: judge, url: 'http://j/v1', model: m, keySecret: k}, {type: http, url: 'http://r'}]}}\n",
+    ),
     "evaluate the base": stages(CHECK),
     "serve the base ungated": stages("- {name: live, serve: {ungated: true, port: 8080}}\n"),
     "serve gated": stages(DATA, SFT, CHECK, SERVE),

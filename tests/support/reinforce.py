@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from plumbline.training.loop import train
 from plumbline.training.model import TargetLogProbs, build_trainable
 from plumbline.training.objectives.sft import sft
 from plumbline.training.reinforcement import Learner, keeps_reference, objective_of
-from plumbline.training.world import World
+from plumbline.training.world import World, never
 
 REFERENCE = ModelReference(TINY)
 ALONE = World(0, 1, torch.device("cpu"))
@@ -109,13 +110,16 @@ def reinforce(
     steps: int | None = None,
     pool: Callable[[dict[str, Any], tuple[int, ...]], Any] = LocalPool,
     prompts: int = 2048,
+    report: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
+    interrupted: Callable[[], bool] = never,
 ) -> list[dict[str, float]]:
     """Run the stage's loop to `steps`; the history."""
     tokenizer = load_tokenizer(REFERENCE)
     questions = tokens_of(tokenizer, prompts, spec.seed)
     model = start(build_trainable(REFERENCE, spec, "rlhf"))
+    world = replace(ALONE, interrupted=interrupted)
     engine = TrainEngine(
-        model, spec.optimizer, ALONE, temperature=spec.sampling.temperature, keep_reference=keeps_reference(spec)
+        model, spec.optimizer, world, temperature=spec.sampling.temperature, keep_reference=keeps_reference(spec)
     )
     critic = None
     if spec.algorithm == "ppo":
@@ -138,7 +142,7 @@ def reinforce(
     try:
         train(
             engine, rollouts, objective_of(spec), steps or spec.steps, kept, spec.checkpoint, spec.seed,
-            lambda *_: None, companion=rollouts,
+            report, companion=rollouts,
         )  # fmt: skip
     finally:
         rollouts.close()

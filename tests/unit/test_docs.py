@@ -14,17 +14,19 @@ from pydantic.alias_generators import to_camel
 from plumbline.api.stages.curate import CurateSpec, SourceSpec
 from plumbline.api.stages.extend_tokenizer import ExtendTokenizerSpec
 from plumbline.api.stages.preference import OPTIONS
+from plumbline.api.stages.rewards import REWARD_OPTIONS
+from plumbline.api.stages.rlhf import ALGORITHMS
 from plumbline.api.stages.synthesize import SynthesizeSpec
 from plumbline.data.formats import FORMATS
 from plumbline.run_file import load_run, validate_run
 from plumbline.training.preferences import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE, TRAINING = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("data", "training"))
-EXAMPLES, OF_TRAINING = (re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) for page in (PAGE, TRAINING))
+PAGE, TRAINING, RLHF = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("data", "training", "rlhf"))
+EXAMPLES, OF_TRAINING, OF_RLHF = (re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) for page in (PAGE, TRAINING, RLHF))
 
 
-@pytest.mark.parametrize("example", EXAMPLES + OF_TRAINING)
+@pytest.mark.parametrize("example", EXAMPLES + OF_TRAINING + OF_RLHF)
 def test_examples_are_valid_stages(example: str) -> None:
     stages = yaml.safe_load(example)
     earlier = {"name": "before", "curate": {"sources": [{"uri": "x.jsonl"}]}}
@@ -82,3 +84,9 @@ def test_every_objective_has_a_line_with_what_it_reads_and_its_defaults() -> Non
                 k: v.removesuffix(".0") for k, v in meant.items()
             }, name
             assert all(f"`{to_camel(option)}`" in options for option in OPTIONS[name]), name
+
+
+def test_every_algorithm_option_and_reward_is_told() -> None:
+    said = set(re.findall(r"[A-Za-z]+", " ".join([*re.findall(r"`([^`\n]+)`", RLHF), *OF_RLHF])))
+    options = {to_camel(name) for block in (ALGORITHMS, REWARD_OPTIONS) for known in block.values() for name in known}
+    assert (options | set(ALGORITHMS) | set(REWARD_OPTIONS)) - said == set()

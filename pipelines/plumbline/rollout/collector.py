@@ -46,7 +46,8 @@ class Collector:
         score: position and completions → the group with its rewards; called in threads.
         per_step: prompts of a step.
         staleness: updates that the weights of an answer's first token may be behind those that learn from it.
-        skip_equal: replace groups without any difference in reward by those of further prompts.
+        skip_equal: draw further prompts for groups without any difference in reward.
+        steps: of the run.
         state: what `state` gave before an interruption.
     """
 
@@ -58,10 +59,11 @@ class Collector:
         per_step: int,
         staleness: int = 0,
         skip_equal: bool = False,
+        steps: int = 2**31,
         state: dict[str, Any] | None = None,
     ) -> None:
         self._pool, self._task, self._score = pool, task, score
-        self._per_step, self._staleness, self._skip_equal = per_step, staleness, skip_equal
+        self._per_step, self._staleness, self._skip_equal, self._steps = per_step, staleness, skip_equal, steps
         self._taken: int = state["taken"] if state else 0
         self._handed_out: int = state["handedOut"] if state else 0
         self._done: dict[int, Group] = {group.position: group for group in map(Group.of, state["done"])} if state else {}
@@ -92,31 +94,32 @@ class Collector:
             version: number of updates that made them.
 
         Returns:
-            (groups in order, answers of canaries that the engines gave with these weights, what happened)
+            (groups in order, those that were replaced among them; answers of canaries that the engines gave with these weights; what
+            happened)
         """
         began, canaries = time.monotonic(), list[int]()
         if self._staleness > 1 or self._again:
             canaries += self._hand_out(self._again, adapter, version)  # those on their way go on with these weights
             self._again = []
-        kept: list[Group] = []
-        drawn = 0
-        while len(kept) < self._per_step and drawn < MOST_DRAWN * self._per_step:
-            need = self._per_step - len(kept)
+        groups: list[Group] = []
+        kept = 0
+        while kept < self._per_step and len(groups) < MOST_DRAWN * self._per_step:
+            need = self._per_step - kept
             missing = self._taken + need - self._handed_out
             if missing > 0:
                 canaries += self._hand_out(self._next(missing), adapter, version)
-            groups = [self._wait_for(position) for position in range(self._taken, self._taken + need)]
+            groups += [self._wait_for(position) for position in range(self._taken, self._taken + need)]
             self._taken += need
-            drawn += need
-            kept += [group for group in groups if not (self._skip_equal and group.equal)]
-        waited = time.monotonic() - began
+            kept = sum(not (self._skip_equal and group.equal) for group in groups)
         if self._staleness:
-            ahead = self._taken + self._staleness * self._per_step - self._handed_out
+            further = min(self._staleness, self._steps - 1 - version)  # after the last step nobody learns
+            ahead = self._taken + further * self._per_step - self._handed_out
             canaries += self._hand_out(self._next(ahead), adapter, version)
         answered = [completion for canary in canaries for completion in self._canary(canary)]
-        samples = [sample for group in kept for sample in group.samples]
+        waited = time.monotonic() - began
+        samples = [sample for group in groups for sample in group.samples]
         stale = sum(version - sample.began for sample in samples) / max(1, len(samples))
-        return kept, answered, {"staleness": stale, "promptsDrawn": float(drawn), "waitSeconds": waited}
+        return groups, answered, {"staleness": stale, "promptsDrawn": float(len(groups)), "waitSeconds": waited}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: what was taken, what is on its way, and the groups that wait to be taken."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import queue
 import secrets
@@ -16,8 +18,9 @@ import ray
 import torch
 from peft import LoraConfig
 from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from plumbline.api.ray_settings import GROWS_TO
 from plumbline.data.row import Chat
 from plumbline.errors import PlumblineError, plain_cause
 from plumbline.models.load import end_tokens, load_base, load_tokenizer
@@ -26,10 +29,14 @@ from plumbline.rollout.engine import NO_ADAPTER, Completion, Engine, Request, To
 from plumbline.rollout.groups import Task
 from plumbline.training.reward_model import RewardModel
 
+log = logging.getLogger(__name__)
 MAX_SLOTS = 256  # answers that one actor decodes at the same time
 POLL = 2.0  # seconds that an actor waits for something to report
 RESTART = 1.0  # seconds before a lost actor is asked again
-SHARED_GPU = 0.4  # of a GPU that an actor and a training worker share; the worker takes the rest
+SHARED_GPU = (
+    0.51  # of a GPU that an actor and a training worker share: two actors do not fit on one; the worker takes the rest
+)
+REWARD_SECONDS = 600.0  # that a reward model may take for the answers to one prompt
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class RolloutActor:
 
     def _take(self, work: Work) -> None:
         if self._engine is None:
-            model = load_base(self._reference).to("cuda" if torch.cuda.is_available() else "cpu")
+            model = load_base(self._reference).to(_device())
             end = end_tokens(load_tokenizer(self._reference), model)
             self._engine = build_engine(model, lora_config(work.config), end, slots=self._slots, max_length=self._max_length)
         version = self._engine.adapter_version
@@ -126,7 +133,11 @@ class RolloutActor:
                 self._engine.cancel(request)
             self._open, self._tasks, self._session, version = {}, {}, work.session, NO_ADAPTER
         if work.version > version:  # works may overtake each other
-            self._engine.load_adapter(ray.get(work.adapter[0]), work.version)
+            try:
+                adapter = ray.get(work.adapter[0])
+            except RayError:  # it went with the trainer that sent it; whoever still waits will ask again
+                return
+            self._engine.load_adapter(adapter, work.version)
         for task in work.tasks:
             if task.position not in self._open:
                 self._open[task.position] = _Open(task)
@@ -233,8 +244,9 @@ class RolloutPool:
             fresh = version != self._work.version
             if fresh:
                 self._work = replace(self._work, adapter=[ray.put(adapter)], version=version)
-            for number, member in enumerate(self._members):
-                mine = [task for task in tasks if task.position % len(self._members) == number]
+            working = [member for member in self._members if not member.down] or self._members
+            for number, member in enumerate(working):
+                mine = [task for task in tasks if task.position % len(working) == number]
                 if fresh:
                     self._canaries += 1
                     request = replace(self._canary, id=f"canary/{self._canaries}")
@@ -274,6 +286,8 @@ class RolloutPool:
                     if not member.down:
                         self._lost(member, str(error).strip().splitlines()[0])
             for member in self._members:
+                if member.down and member.open:
+                    self._hand_over(member)
                 if not member.open or time.monotonic() - member.moved <= self._stall:
                     continue
                 if not member.birth:  # Ray has no room for it yet, or its node is slow
@@ -315,8 +329,12 @@ class RolloutPool:
         if not member.open:
             return
         self._say(f"rollout actor {number} was lost ({why}); {len(member.open)} prompts are asked again")
+        self._hand_over(member)
+
+    def _hand_over(self, member: _Member) -> None:
+        """Give the others what a lost actor had to do; where nobody else works, whoever is back first gets it."""
         others = [other for other in self._members if not other.down]
-        if others:  # else it gets them again itself, once it is back
+        if others:
             tasks, member.open = list(member.open.values()), {}
             for i, other in enumerate(others):
                 self._send(other, tasks[i :: len(others)])
@@ -343,8 +361,14 @@ class RewardActor:
         """The reward of each chat's last answer."""
         if self._model is None:  # not in the constructor: Ray would lose the sentence of an error there
             self._model = RewardModel.load(self._reference)
-            self._model.model.to("cuda" if torch.cuda.is_available() else "cpu")
+            self._model.model.to(_device())
         return self._model.score(chats)
+
+
+def _device() -> str:
+    """The GPU that Ray gave this actor, if any: others' can be seen too."""
+    own = ray.get_runtime_context().get_accelerator_ids().get("GPU")
+    return "cuda" if own and torch.cuda.is_available() else "cpu"
 
 
 def ask(actor: ActorHandle, chats: list[Chat]) -> list[float]:
@@ -354,7 +378,9 @@ def ask(actor: ActorHandle, chats: list[Chat]) -> list[float]:
         PlumblineError: it was lost too often, or what it raised for people.
     """
     try:
-        rewards: list[float] = ray.get(actor.score.remote(chats))
+        rewards: list[float] = ray.get(actor.score.remote(chats), timeout=REWARD_SECONDS)
+    except GetTimeoutError as error:
+        raise PlumblineError(f"the reward model has not answered for {REWARD_SECONDS / 60:g} minutes") from error
     except RayError as error:
         known = plain_cause(error)
         raise known or PlumblineError(f"the reward model was lost ({str(error).strip().splitlines()[0]})") from error
@@ -368,6 +394,7 @@ def rollout_pool(
     workers: int,
     trainers: int,
     answers: int,
+    slots: int | None = None,
     max_length: int,
     colocated: bool,
     reward_model: ModelReference | None = None,
@@ -379,18 +406,24 @@ def rollout_pool(
         workers: how many actors. They get a GPU each if the cluster has that many beside the trainers'.
         trainers: training workers beside them.
         answers: that are under way at the same time; decides how many an actor decodes together.
+        slots: how many it decodes together.
         max_length: longest prompt with answer, in tokens.
         colocated: an actor takes a part of a trainer's GPU instead of a whole one.
         reward_model: one that is to be asked.
     """
-    found = ray.cluster_resources().get("GPU", 0)
+    found = max(ray.cluster_resources().get("GPU", 0), json.loads(os.environ.get(GROWS_TO, "{}")).get("GPU", 0))
     gpus = SHARED_GPU if colocated and found else 1 if found >= workers + trainers else 0
-    slots = min(MAX_SLOTS, max(8, -(-answers // workers)))
-    options = {"num_gpus": gpus, "max_restarts": -1}
+    if found and not gpus:
+        log.warning(
+            "%d rollout actors run on CPUs: %d training workers need the cluster's %d GPUs", workers, trainers, found
+        )
+    left = found - (0 if colocated else workers) - trainers
+    slots = slots or min(MAX_SLOTS, max(8, -(-answers // workers)))
+    options = {"num_gpus": gpus, "max_restarts": -1, "scheduling_strategy": "SPREAD"}
     actors = [RolloutActor.options(**options).remote(reference, max_length, slots, workers) for _ in range(workers)]
     judge = None
     if reward_model is not None:
-        judge = RewardActor.options(max_restarts=-1, max_task_retries=3).remote(reward_model)
+        judge = RewardActor.options(num_gpus=1 if left >= 1 else 0, max_restarts=-1, max_task_retries=3).remote(reward_model)
     try:
         yield actors, judge
     finally:

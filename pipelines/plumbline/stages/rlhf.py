@@ -35,12 +35,13 @@ from plumbline.training.loop import ReportStep, train
 from plumbline.training.model import build_trainable
 from plumbline.training.reinforcement import Learner, keeps_reference, objective_of
 from plumbline.training.schedule import batch_indices
+from plumbline.training.throughput import ROLLOUT_SECONDS, ROLLOUT_SHARE
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
 
 log = logging.getLogger(__name__)
 CANARY_TOKENS = 16
-SHOWN = 4  # answers of a step that a checkpoint keeps for people
+SHOWN = 4  # answers that are kept for people whenever a checkpoint is due
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,19 @@ def run(context: StageContext, spec: RlhfSpec) -> None:
         )
     graded = context.inputs.get("rewardModel")
     reward_model = ModelReference.of(context.plan, graded[0]) if graded else None
+    known = reward_model.artifact() if reward_model is not None else None
+    if known is not None and known.details["reward"]["maxLength"] < spec.max_length:
+        raise InvalidInput(
+            f"{context.where}.maxLength: answers may come to {spec.max_length} tokens with their prompts, and the reward model was trained "
+            f"for {known.details['reward']['maxLength']}; lower it here or raise it there"
+        )
     shown = context.inputs.get("demonstrations")
     with rollout_pool(
         job.reference,
         workers=spec.rollout.workers,
         trainers=spec.parallelism.most,
         answers=spec.prompts_per_step * spec.option("group_size") * max(1, spec.staleness),
+        slots=spec.rollout.slots,
         max_length=spec.max_length,
         colocated=spec.rollout.placement == "colocated",
         reward_model=reward_model,
@@ -158,13 +166,12 @@ class Rollouts:
         self._collector: Collector | None = None
         self._saved: dict[str, Any] = {}
         self._samples: list[dict[str, Any]] = []
-        self._latest: list[dict[str, Any]] = []
         self._clock: dict[str, float] = {}
         self._ended = time.monotonic()
 
     def __call__(self, step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
         engine, world = self._engine, self._engine.world
-        adapter, began = engine.adapter(), time.monotonic()
+        adapter = engine.adapter()
         taken: tuple[list[Group], list[Completion], dict[str, float]] = [], [], {}
         if world.rank == 0:
             taken = self._opened().take(adapter, version=step)
@@ -172,11 +179,12 @@ class Rollouts:
         waited = facts.pop("waitSeconds")
         self._check(canaries if world.rank == 0 else [], step)
         updates, metrics = self._learner.learn(step, groups)
-        metrics |= facts | self._learner.teach_critic(step, self._spec.steps, updates)
-        self._latest = self._shown(step, groups)
+        metrics |= facts
+        if step + 1 == self._spec.steps or (step + 1) % self._spec.checkpoint.every_steps == 0:
+            self._samples += self._shown(step, groups)
         now = time.monotonic()
-        self._clock = {"rolloutSeconds": waited, "rolloutShare": min(1.0, waited / max(1e-9, now - self._ended))}
-        self._ended = began
+        self._clock = {ROLLOUT_SECONDS: waited, ROLLOUT_SHARE: min(1.0, waited / max(1e-9, now - self._ended))}
+        self._ended = now
         return updates, metrics
 
     def pieces(self) -> dict[str, Piece]:
@@ -185,8 +193,7 @@ class Rollouts:
 
     def state(self) -> dict[str, Any]:
         """See `Companion`."""
-        self._samples += self._latest
-        return {"learner": self._learner.state(), "prompts": self._opened().state(), "samples": self._samples}
+        return {"learner": self._learner.state(), "prompts": self._opened().state(), "samples": list(self._samples)}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """See `Companion`."""
@@ -215,6 +222,7 @@ class Rollouts:
                 per_step=self._spec.prompts_per_step,
                 staleness=self._spec.staleness,
                 skip_equal=bool(self._spec.option("skip_equal_groups")),
+                steps=self._spec.steps,
                 state=self._saved.get("prompts"),
             ).start()
         return self._collector
@@ -302,7 +310,8 @@ class Prompts:
         """
         found = cls([], [], [])
         room = job.spec.max_length - job.spec.sampling.max_tokens
-        for messages in load_rows(job.dataset, "messages")["messages"].to_pylist():
+        rows = load_rows(job.dataset, "messages")["messages"].to_pylist()
+        for messages in rows:
             tokens = tuple(encode_prompt(tokenizer, messages[:-1]))
             if len(tokens) <= room:
                 found.tokens.append(tokens)
@@ -312,6 +321,10 @@ class Prompts:
             raise InvalidInput(
                 f"{job.where}.maxLength: no prompt fits into {job.spec.max_length} less sampling.maxTokens "
                 f"{job.spec.sampling.max_tokens}; raise the one or lower the other"
+            )
+        if len(found.tokens) < len(rows):
+            log.warning(
+                "%d of %d prompts leave no room for an answer and are left out", len(rows) - len(found.tokens), len(rows)
             )
         return found
 

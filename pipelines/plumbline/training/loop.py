@@ -94,11 +94,13 @@ def train(
             torch.manual_seed((seed * 1_000_003 + step) * 4099 + world.rank)  # dropout
             rate = learning_rate(step, steps, engine.spec)
             updates, metrics = source(step)
+            told = []
             for micro_batches in updates:
                 try:
-                    metrics = {**metrics, **engine.step(micro_batches, objective, rate)}
+                    told.append(engine.step(micro_batches, objective, rate))
                 except InvalidInput as error:
                     raise InvalidInput(f"step {step + 1}: {error}") from error
+            metrics = {**metrics, **_together(told)}
             measured = early is not None and early.due(step + 1, steps)
             if early is not None and measured:
                 metrics = {**metrics, **early.measure()}
@@ -126,6 +128,14 @@ def train(
     finally:
         writer.wait()
     world.maximum(0)  # whoever returns first may look for the shards of all
+
+
+def _together(told: list[dict[str, float]]) -> dict[str, float]:
+    """Figures of several updates: their tokens in all, and means of what those say that had any."""
+    whole = [one for one in told if one["tokens"]] or told
+    names = {name: None for one in whole for name in one}
+    found = {name: [one[name] for one in whole if name in one] for name in names}
+    return {name: sum(values) / (1 if name == "tokens" else len(values)) for name, values in found.items()}
 
 
 def _best_steps(history: list[dict[str, float]], store: CheckpointStore, early: EarlyStopping) -> set[int]:

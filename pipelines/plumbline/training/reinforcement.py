@@ -115,6 +115,8 @@ class Learner:
         """
         spec, world = self._spec, self._engine.world
         metrics = measured(groups)
+        if spec.option("skip_equal_groups"):
+            groups = [group for group in groups if not group.equal]
         sizes = [sum(len(self._prompts[g.prompt]) + len(s.tokens) for s in g.samples) for g in groups]
         mine = [(place, groups[place]) for place in balanced(sizes, world.size)[world.rank]]
         if spec.algorithm == "onlineDpo":
@@ -126,12 +128,14 @@ class Learner:
             return [self._layout(learned)], metrics
         answers = [self._answers(place, group) for place, group in mine]
         metrics |= self._advantages(mine, answers)
-        every = [[a for a in found if self._teaches(a)] for found in answers]
-        updates = [
-            self._update(step, [[a for a in found if a.update == u] for found in every]) for u in range(self._updates)
-        ]
+        every = [[a for a in found if self._teaches(a, group)] for found, (_, group) in zip(answers, mine, strict=True)]
+        parts = [[[a for a in found if a.update == u] for found in every] for u in range(self._updates)]
+        updates = [self._layout([[a.sequence for a in found] for found in part if found]) for part in parts]
+        metrics |= self._teach_critic(step, updates * self._epochs)
         if step < (spec.option("critic_warmup_steps") or 0):
-            updates = []
+            return [], metrics
+        if self._demonstrations is not None:
+            updates = [self._with_demonstrations(step, *one) for one in zip(parts, updates, strict=True)]
         return updates * self._epochs, metrics
 
     def state(self) -> dict[str, Any]:
@@ -153,12 +157,13 @@ class Learner:
         ids = [*prompt, *sample.tokens]
         return Sequence(ids, [i >= len(prompt) for i in range(len(ids))])
 
-    def _teaches(self, answer: _Answer) -> bool:
+    def _teaches(self, answer: _Answer, group: Group) -> bool:
         """Whether there is anything to learn from it."""
         if self._spec.option("drop_truncated") and answer.sample.finish_reason == "length":
             return False
         in_loss = self._spec.algorithm not in KL_IN_REWARD and bool(self._spec.option("kl_coefficient"))
-        return in_loss or bool(answer.advantage.any())
+        alone = len(group.samples) == 1 or self._spec.algorithm in KL_IN_REWARD
+        return in_loss or alone or not group.equal
 
     def _advantages(self, mine: list[tuple[int, Group]], answers: list[list[_Answer]]) -> dict[str, float]:
         """Set every answer's advantage, and its other values; metrics."""
@@ -179,7 +184,9 @@ class Learner:
         if spec.option("mismatch") not in (None, "none"):
             for a, old in zip(every, self._ask(units, self._engine.log_probs), strict=True):
                 a.sequence.values["old"] = old.tolist()
-        rewards = torch.tensor([[s.reward for s in group.samples] for _, group in mine]).view(len(mine), -1)
+        rewards = torch.tensor([[s.reward for s in group.samples] for _, group in mine]).view(
+            len(mine), self._spec.option("group_size")
+        )
         found: list[torch.Tensor]
         if spec.algorithm in ("ppo", "reinforcePlusPlus"):
             streams = [
@@ -218,11 +225,12 @@ class Learner:
             found.append(advantage)
         return found
 
-    def teach_critic(self, step: int, steps: int, updates: Updates) -> dict[str, float]:
+    def _teach_critic(self, step: int, updates: Updates) -> dict[str, float]:
         """The critic's own optimizer steps, on the same micro-batches as the policy's."""
         if self._critic is None:
             return {}
-        objective, rate = clipped_value(self._spec.option("value_clip")), learning_rate(step, steps, self._critic.spec)
+        rate = learning_rate(step, self._spec.steps, self._critic.spec)
+        objective = clipped_value(self._spec.option("value_clip"))
         told: dict[str, float] = {}
         for batches in updates:
             told = self._critic.step(batches, objective, rate)
@@ -232,16 +240,15 @@ class Learner:
             if old in told
         }
 
-    def _update(self, step: int, answers: list[list[_Answer]]) -> list[MicroBatch]:
-        """One update's micro-batches of this rank."""
-        batches = self._layout([[a.sequence for a in found] for found in answers if found])
-        if self._demonstrations is None:
-            return batches
+    def _with_demonstrations(self, step: int, answers: list[list[_Answer]], batches: list[MicroBatch]) -> list[MicroBatch]:
+        """An update's micro-batches of this rank, and those of what is learned by heart beside them."""
+        assert self._demonstrations is not None
         world, spec = self._engine.world, self._spec
+        names = {"advantage", "behaviour"} | ({"reference"} if keeps_reference(spec) else set())
+        names |= {"old"} if spec.option("mismatch") != "none" else set()
         shown = self._demonstrations(step)
-        names = {name for found in answers for a in found for name in a.sequence.values}
         for sequence in shown:
-            sequence.values = {name: [0.0] * sequence.targets for name in names | {"behaviour", "advantage"}}
+            sequence.values = {name: [0.0] * sequence.targets for name in names}
         taught = self._layout([[sequence] for sequence in shown[world.rank :: world.size]])
         tokens, number, targets = world.totals(
             sum(len(a.sample.tokens) for found in answers for a in found),
@@ -251,10 +258,15 @@ class Learner:
         weights = {"tokens": tokens, "sequences": number, "constant": number * spec.sampling.max_tokens}[
             spec.option("aggregate")
         ]
-        for batch, demonstration in [*((b, 0.0) for b in batches), *((b, 1.0) for b in taught)]:
-            batch.per_sequence["demonstration"] = torch.full((batch.size,), demonstration)
-            batch.per_step = {"weights": weights, "demonstrations": targets}
-        return batches + taught
+        mixed = [*((b, 0.0) for b in batches), *((b, 1.0) for b in taught)]
+        return [
+            replace(
+                batch,
+                per_sequence={**batch.per_sequence, "demonstration": torch.full((batch.size,), demonstration)},
+                per_step={"weights": weights, "demonstrations": targets},
+            )
+            for batch, demonstration in mixed
+        ]
 
     def _pairs(self, mine: list[tuple[int, Group]]) -> Updates:
         """The best and the worst answer of each group, for DPO."""
@@ -315,13 +327,12 @@ def measured(groups: list[Group]) -> dict[str, float]:
     parts: dict[str, float] = {}
     for sample in samples:
         for name, value in sample.rewards.items():
-            if name == UNSCORED and not value:
-                continue
-            parts[f"reward/{name}"] = parts.get(f"reward/{name}", 0.0) + value / number
-    several = len(parts) > 1
+            parts[name] = parts.get(name, 0.0) + value / number
+    unscored = parts.pop(UNSCORED, 0.0)
     return {
         "reward": sum(sample.reward for sample in samples) / number,
-        **(parts if several else {}),
+        **({f"reward/{name}": value for name, value in parts.items()} if len(parts) > 1 else {}),
+        **({UNSCORED: unscored} if unscored else {}),
         "answerTokens": sum(len(sample.tokens) for sample in samples) / number,
         "truncated": sum(sample.finish_reason == "length" for sample in samples) / number,
         "equalGroups": sum(group.equal for group in groups) / max(1, len(groups)),

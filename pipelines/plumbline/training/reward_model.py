@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plumbline.data.row import Chat
 from plumbline.errors import InvalidInput
@@ -78,6 +79,11 @@ class RewardModel:
         facts = artifact.details["reward"]
         return cls(model.eval(), reference, facts["mean"], facts["std"], facts["maxLength"])
 
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of its base."""
+        return load_tokenizer(self.reference)
+
     @torch.no_grad()
     def score(self, chats: list[Chat], micro_batch_tokens: int = 8192) -> list[float]:
         """The reward of each chat's last answer.
@@ -85,8 +91,7 @@ class RewardModel:
         Raises:
             InvalidInput: a chat is longer than the model was trained for, or does not end with an answer.
         """
-        tokenizer = load_tokenizer(self.reference)
-        sequences = [encode_chat(tokenizer, chat, self.max_length + 1, "last") for chat in chats]
+        sequences = [encode_chat(self.tokenizer, chat, self.max_length + 1, "last") for chat in chats]
         for i, (chat, sequence) in enumerate(zip(chats, sequences, strict=True)):
             if not chat or chat[-1]["role"] != "assistant":
                 raise InvalidInput(f"chat {i} does not end with an assistant turn, which is what is scored; add the answer")

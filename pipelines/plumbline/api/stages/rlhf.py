@@ -75,6 +75,8 @@ class RolloutSpec(SpecModel):
 
     workers: PositiveInt = 1
     """Rollout actors; each holds a merged copy of the model and is sent the adapter after each update."""
+    slots: Annotated[int, Field(ge=1, le=4096), WHOLE] | None = None
+    """Answers that an actor decodes at the same time; each takes a cache of `maxLength` tokens. Unset: its share of a step's, 256 at most."""
     placement: Literal["disaggregated", "colocated"] = "disaggregated"
     """`disaggregated`: on GPUs of their own, where the cluster has enough. `colocated`: an actor and a training worker share a GPU."""
     sync_tolerance: PositiveFloat = 0.05
@@ -110,6 +112,10 @@ FIXED = "rollout workers hold their places beside a fixed number of training wor
 
 ALONE = "this algorithm compares the answers to one prompt; set groupSize to 2 or more"
 
+NO_TARGET = "klHorizon says how fast klTarget works; set klTarget too, or leave it out"
+
+PAIRED = "colocated actors share the GPUs of training workers; set rollout.workers to parallelism.workers or fewer"
+
 NO_KL = "klTarget moves a klCoefficient that is 0; set klCoefficient above 0, where it begins"
 
 
@@ -126,6 +132,12 @@ class RlhfSpec(TrainingSpec):
         ),
         ("!has(self.parallelism) || !has(self.parallelism.minWorkers)", FIXED),
         (f"!has(self.groupSize) || self.groupSize > 1 || !(self.algorithm in [{', '.join(map(repr, COMPARED))}])", ALONE),
+        ("!has(self.klHorizon) || has(self.klTarget)", NO_TARGET),
+        (
+            "!has(self.rollout) || self.rollout.placement != 'colocated' || self.rollout.workers <= "
+            "(has(self.parallelism) && has(self.parallelism.workers) ? self.parallelism.workers : 1)",
+            PAIRED,
+        ),
         ("!has(self.klTarget) || !has(self.klCoefficient) || self.klCoefficient > 0.0", NO_KL),
     )
 
@@ -247,6 +259,17 @@ class RlhfSpec(TrainingSpec):
             found.append(("parallelism.minWorkers", FIXED))
         if self.group_size == 1 and self.algorithm in COMPARED:
             found.append(("groupSize", ALONE))
+        if self.kl_horizon is not None and self.kl_target is None:
+            found.append(("klHorizon", NO_TARGET))
+        if self.rollout.placement == "colocated" and self.rollout.workers > self.parallelism.most:
+            found.append(("rollout.workers", PAIRED))
+        if (self.critic_warmup_steps or 0) >= self.steps:
+            found.append(("criticWarmupSteps", f"of {self.steps} steps the policy would learn in none; lower it"))
+        for i, reward in enumerate(self.rewards):
+            if reward.type == "overlong" and reward.option("buffer_tokens") > self.sampling.max_tokens:
+                found.append(
+                    (f"rewards[{i}].bufferTokens", f"{reward.option('buffer_tokens')} is more than sampling.maxTokens")
+                )
         if self.kl_target is not None and self.option("kl_coefficient") == 0:
             found.append(("klTarget", NO_KL))
         return found

@@ -98,7 +98,7 @@ def policy_gradient(how: PolicyLoss) -> Objective:
         else:
             normaliser = count
         total = (losses * weights).sum()
-        if shown is not None and how.ptx_weight:
+        if shown is not None and how.ptx_weight and batch.per_step["demonstrations"]:
             nll = -(logps * (1 - mine)).sum()
             total = total + nll * how.ptx_weight * batch.per_step["weights"] / batch.per_step["demonstrations"]
             metrics["demonstrationLoss"] = (nll.detach(), (1 - mine).sum())
