@@ -41,7 +41,9 @@ def actors(ray_session: str) -> Iterator[list[Any]]:
         yield found
 
 
-def pool_of(actors: list[Any], config: dict[str, Any], said: list[str], stall: float = 600, failures: int = 3) -> RolloutPool:
+def pool_of(
+    actors: list[Any], config: dict[str, Any], said: list[str], stall: float = 600, failures: int = 3
+) -> RolloutPool:
     return RolloutPool(actors, config, Request("canary", PROMPT, Sampling(max_tokens=4)), failures, stall, said.append)
 
 
