@@ -9,7 +9,6 @@ JSONL). Time of the stage, peak memory of all processes (summed PSS, Ray and its
 from __future__ import annotations
 
 import argparse
-import gzip
 import itertools
 import json
 import os
@@ -19,11 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from deduplication import COPIES, NEAR_SHARE, edited  # noqa: E402
-from quickstart import RESULTS, MemoryWatch, run  # noqa: E402
+from deduplication import COPIES, NEAR_SHARE, edited
+from quickstart import MemoryWatch, run
+from side_by_side import json_lines, write
 
 LIMITS = {"growthFor10x": 10.5, "peakMemoryGB": 4.0}
 FIXED_ROWS = 100
@@ -50,9 +47,7 @@ def write_records(source: Path, rows: int, target: Path) -> None:
     """Records of the source, then edited copies of their outputs."""
     import random
 
-    open_ = gzip.open if source.suffix == ".gz" else open
-    with open_(source, "rt", encoding="utf-8") as lines:
-        loaded = [json.loads(line) for line in lines]
+    loaded = list(json_lines(source))
     draw = random.Random(20)
     loaded = draw.sample(loaded, min(len(loaded), max(1, rows // (COPIES + 1))))
     with target.open("w", encoding="utf-8") as out:
@@ -136,9 +131,7 @@ def main() -> int:
         results.append(measure(options.records, rows, options.benchmark))
         print(json.dumps(results[-1]), flush=True)
     verdicts = claims(results)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "curation.json").write_text(json.dumps({"runs": results, "claims": verdicts}, indent=1) + "\n")
-    (RESULTS / "curation.md").write_text(page(results, verdicts))
+    write("curation", {"runs": results, "claims": verdicts}, page(results, verdicts))
     print("\n".join(f"{'ok  ' if held else 'FAIL'} {claim}" for claim, held in verdicts.items()))
     return 0 if all(verdicts.values()) else 1
 

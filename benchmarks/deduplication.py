@@ -10,7 +10,6 @@ data-juicer is its default operator; the C++ one for Ray is not built in its whe
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import platform
@@ -23,8 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from side_by_side import json_lines, write
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 BANDS, ROWS, WORDS, SIMILARITY = 14, 8, 5, 0.8
 COPIES = 23
 """Of each original: 42,000 become about a million rows."""
@@ -66,9 +66,7 @@ def write_corpus(records: Path, rows: int, target: Path) -> dict[int, bool]:
     Returns:
         Of each copy's id, whether it is near to its original.
     """
-    open_ = gzip.open if records.suffix == ".gz" else open
-    with open_(records, "rt", encoding="utf-8") as lines:
-        loaded = [json.loads(line) for line in lines]
+    loaded = json_lines(records)
     texts = {"\n".join(filter(None, (r["instruction"], r.get("input"), r["output"]))) for r in loaded}
     words = [text.split() for text in sorted(texts) if len(text.split()) >= 2 * WORDS]
     draw = random.Random(20)
@@ -215,12 +213,10 @@ def main() -> int:
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
     }
-    RESULTS.mkdir(exist_ok=True)
     result = {"machine": machine, "runs": runs, "claims": [{"claim": what, "holds": holds} for what, holds in checked]}
-    (RESULTS / "deduplication.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     lines = [f"- {'holds' if holds else 'FAILS'}: {what}" for what, holds in checked]
     text = "\n".join(["# MinHash deduplication, one core", "", str(machine), "", table(runs), "", *lines, ""])
-    (RESULTS / "deduplication.md").write_text(text, encoding="utf-8")
+    write("deduplication", result, text)
     print(text)
     return 0 if all(holds for _, holds in checked) else 1
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
 
-from training import RESULTS, SHAPES, model_and_rows, warm
+from side_by_side import SHAPES, in_child, judge, machine, ratio, step_marks
+from training import model_and_rows, warm
 
 PROMPTS, GROUP, ANSWER, RATE, CLAIM = 8, 8, 64, 1e-4, 3.0
 TOOLS = ("plumbline", "TRL, generate")
@@ -94,17 +92,7 @@ def _plain(base: Any) -> Any:
 def theirs(model: Any, tokenizer: Any, chats: list[Any], steps: int) -> tuple[float, int]:
     """The same of TRL's trainer in its plain setting."""
     from datasets import Dataset
-    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
-
-    marks: list[float] = []
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            marks.append(time.process_time())
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            marks.append(time.process_time())
 
     counted = [0]
 
@@ -122,7 +110,7 @@ def theirs(model: Any, tokenizer: Any, chats: list[Any], steps: int) -> tuple[fl
         model=model, args=config, reward_funcs=rewards, train_dataset=Dataset.from_list([{"prompt": chat} for chat in chats]),
         processing_class=tokenizer,
     )  # fmt: skip
-    trainer.add_callback(Clock())
+    marks = step_marks(trainer)
     trainer.train()
     return marks[-1] - marks[0], counted[0]
 
@@ -152,42 +140,29 @@ def main() -> int:
     if options.child:
         print("\n" + json.dumps(measure(*options.child, options.steps)))
         return 0
-    lines, claims, table = [], [], []
+    claims, table = [], []
     for shape in options.models:
         runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in TOOLS}
         for _ in range(options.repeats):
             for tool in TOOLS:
-                command = [sys.executable, __file__, "--steps", str(options.steps), "--child", tool, shape]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    raise SystemExit(f"{tool} {shape} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
-                runs[tool].append(json.loads(done.stdout.strip().splitlines()[-1]))
-        ratios = sorted(a["tokensPerSecond"] / b["tokensPerSecond"] for a, b in zip(*runs.values(), strict=True))
-        ratio = statistics.median(ratios)
+                runs[tool].append(in_child(__file__, "--steps", str(options.steps), "--child", tool, shape))
+        times, spread = ratio(*([one["tokensPerSecond"] for one in found] for found in runs.values()))
         for tool, found in runs.items():
             speed = round(statistics.median(one["tokensPerSecond"] for one in found), 1)
             table.append({"model": shape, "tool": tool, "tokensPerSecond": speed})
-            lines.append(f"| {shape} | {tool} | {speed} |\n")
             print(table[-1], flush=True)
         one = runs[TOOLS[0]][0]
-        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
         claims.append(
-            (ratio >= CLAIM, f"{shape}: {ratio:.2f} ({spread}) times TRL's answer tokens a second (at least {CLAIM})")
+            (times >= CLAIM, f"{shape}: {times:.2f} ({spread}) times TRL's answer tokens a second (at least {CLAIM})")
         )
         share = one["wholeBytes"] / one["syncBytes"]
         claims.append(
             (share > 10, f"{shape}: a weight sync has {one['syncBytes']:,} bytes, {share:.0f} times less than the weights")
         )
-    versions = {"processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()}
-    result = {"machine": versions, "table": table, "claims": [{"holds": holds, "claim": claim} for holds, claim in claims]}
-    (RESULTS / "grpo.json").write_text(json.dumps(result, indent=1) + "\n")
-    verdicts = "".join(f"- {'holds' if holds else 'DOES NOT HOLD'}: {claim}\n" for holds, claim in claims)
-    head = f"{PROMPTS} prompts × {GROUP} answers of {ANSWER} tokens, {options.steps} steps, medians of {options.repeats} turns; {versions}"
-    (RESULTS / "grpo.md").write_text(
-        f"# GRPO, one thread, float32\n\n{head}\n\n| model | tool | answer tokens per second |\n|---|---|---|\n{''.join(lines)}\n{verdicts}"
-    )
-    print(verdicts)
-    return 0 if all(holds for holds, _ in claims) else 1
+    here = machine()
+    head = f"{PROMPTS} prompts × {GROUP} answers of {ANSWER} tokens, {options.steps} steps, medians of {options.repeats} turns; {here}"
+    columns = ("model", "tool", "answer tokens per second")
+    return judge("grpo", f"GRPO, one thread, float32\n\n{head}", columns, table, claims, machine=here)
 
 
 if __name__ == "__main__":

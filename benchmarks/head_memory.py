@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+from side_by_side import in_child, judge
+
 VOCABULARY, HIDDEN, TOKENS = 150_000, 64, 32_768
 WHOLE, OURS, TRAINED, ANSWERS = "whole logits", "plumbline", "plumbline, trained head", "plumbline, targets are a quarter"
 TIMES = 3.0
@@ -64,7 +64,7 @@ def main() -> int:
     sizes = sorted(options.whole)
     cases = [(WHOLE, size) for size in sizes] + [(OURS, size) for size in (*sizes, TOKENS)]
     cases += [(TRAINED, TOKENS), (ANSWERS, TOKENS)]
-    found = {case: _child(*case) for case in cases}
+    found = {(method, tokens): in_child(__file__, "--child", method, str(tokens)) for method, tokens in cases}
     table: list[dict[str, Any]] = [
         {"method": method, "tokens": tokens, "megabytes": round(one["megabytes"])} for (method, tokens), one in found.items()
     ]
@@ -76,6 +76,7 @@ def main() -> int:
         table.append(
             {"method": f"{WHOLE}, by the line through {sizes[-2]} and {largest}", "tokens": TOKENS, "megabytes": line}
         )
+    print(*table, sep="\n", flush=True)
     claims = []
     for method in (OURS, TRAINED, ANSWERS):
         ours = found[method, TOKENS]["megabytes"]
@@ -86,25 +87,8 @@ def main() -> int:
         gaps = [abs(one[key] / other[key] - 1) for key in ("loss", "gradient")]
         said = f"{size} tokens: loss and gradient norm are those of {WHOLE} to {max(gaps):.1g} (allowed {LOSS_TOLERANCE})"
         claims.append((max(gaps) <= LOSS_TOLERANCE, said))
-    RESULTS.mkdir(exist_ok=True)
-    result = {"table": table, "claims": [{"holds": holds, "claim": claim} for holds, claim in claims]}
-    (RESULTS / "head_memory.json").write_text(json.dumps(result, indent=1) + "\n")
-    title = f"# Peak memory of loss and gradient, vocabulary {VOCABULARY:,}, hidden {HIDDEN}, float32"
-    lines = "".join("| " + " | ".join(str(value) for value in row.values()) + " |\n" for row in table)
-    verdicts = "".join(f"- {'holds' if holds else 'DOES NOT HOLD'}: {claim}\n" for holds, claim in claims)
-    text = f"{title}\n\n| method | tokens | MB above inputs and weights |\n|---|---|---|\n{lines}\n{verdicts}"
-    (RESULTS / "head_memory.md").write_text(text)
-    print(text)
-    return 0 if all(holds for holds, _ in claims) else 1
-
-
-def _child(method: str, tokens: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--child", method, str(tokens)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{method}, {tokens} tokens failed ({done.returncode}):\n{done.stderr[-3000:]}")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    head = f"Peak memory of loss and gradient, vocabulary {VOCABULARY:,}, hidden {HIDDEN}, float32"
+    return judge("head_memory", head, ("method", "tokens", "MB above inputs and weights"), table, claims)
 
 
 if __name__ == "__main__":

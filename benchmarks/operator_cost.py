@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from kubernetes import client, config, utils  # noqa: E402
+from side_by_side import write  # noqa: E402
 
 from plumbline.api import labels  # noqa: E402
 from plumbline.api.report import plan_key, run_key, stage_key  # noqa: E402
@@ -36,7 +37,6 @@ from support.apiserver import find_api_server  # noqa: E402
 from support.operator_process import Operator  # noqa: E402
 from support.rest import CONFIG_MAPS, JOBS, RAY_JOBS, RUNS, Kind, Rest  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results"
 LIMITS = {"writesPerTransition": 6, "lagP99Seconds": 1.0, "memoryMB": 400, "idleRequestsPerSecond": 1.0, "growth": 1.25}
 SPEC: dict[str, Any] = {
     "model": {"base": "builtin://tiny"},
@@ -250,10 +250,8 @@ def main() -> int:
         print(json.dumps(results[-1], indent=1), flush=True)
     verdicts = claims(results)
     machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"machine": machine, "results": results, "claims": verdicts}, indent=1)
-    (RESULTS / "operator_cost.json").write_text(text + "\n")
-    (RESULTS / "operator_cost.md").write_text(page(results, verdicts, options))
+    record = {"machine": machine, "results": results, "claims": verdicts}
+    write("operator_cost", record, page(results, verdicts, options))
     print("\n".join(f"{'ok  ' if held else 'FAIL'} {claim}" for claim, held in verdicts.items()))
     return 0 if all(verdicts.values()) else 1
 

@@ -20,8 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from side_by_side import write
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 COMMAND = [sys.executable, "-m", "plumbline.cli"]
 FILE = str(ROOT / "manifests" / "samples" / "quickstart.yaml")
 LIMITS = {"wallSeconds": 360, "peakMemoryGB": 8, "cachedSeconds": 10, "helpSeconds": 0.5}
@@ -127,10 +128,8 @@ def main() -> int:
     for seed in options.seeds:
         results.append(measure(seed))
         print(json.dumps(results[-1]), flush=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
     record = {"command": "python benchmarks/quickstart.py", "helpSeconds": round(help_seconds, 3), "runs": results}
-    (RESULTS / "quickstart.json").write_text(json.dumps(record, indent=1) + "\n")
-    (RESULTS / "quickstart.md").write_text(markdown(results, help_seconds))
+    write("quickstart", record, markdown(results, help_seconds))
     broken = [f"seed {result['seed']}: {claim}" for result in results for claim in broken_claims(result)]
     if help_seconds > LIMITS["helpSeconds"]:
         broken.append(f"plumbline --help took {help_seconds:.2f} s")

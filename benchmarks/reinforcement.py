@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -19,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-sys.path.insert(0, str(ROOT / "tests"))
+from side_by_side import lines_of, machine, write
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 RISE, WINDOW, LIMIT, STEPS = 0.3, 4, 60.0, 150
 
 
@@ -75,13 +72,10 @@ def main() -> int:
         for seed in options.seeds:
             table.append(measure(algorithm, seed))
             print(table[-1], flush=True)
-    versions = {"processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "reinforcement.json").write_text(json.dumps({"machine": versions, "table": table}, indent=1) + "\n")
-    head = "| " + " | ".join(table[0]) + " |\n" + "|---" * len(table[0]) + "|\n"
-    lines = "".join("| " + " | ".join(str(value) for value in row.values()) + " |\n" for row in table)
-    words = f"Sampled reward rises by {RISE} within {LIMIT:g} seconds of one thread; {versions}"
-    (RESULTS / "reinforcement.md").write_text(f"# Reinforcement learning on builtin://skills\n\n{words}\n\n{head}{lines}")
+    here = machine()
+    words = f"Sampled reward rises by {RISE} within {LIMIT:g} seconds of one thread; {here}"
+    page = f"# Reinforcement learning on builtin://skills\n\n{words}\n\n{lines_of(list(table[0]), table)}"
+    write("reinforcement", {"machine": here, "table": table}, page)
     return 0 if all(row["holds"] for row in table) else 1
 
 

@@ -13,19 +13,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import platform
 import random
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-SHAPES = {"small": (4, 256, 8, 4), "medium": (8, 512, 8, 4)}
-VOCABULARY = 2048
+from side_by_side import LORA, SHAPES, VOCABULARY, judge, machine, random_llama, ratio
+
 ENDS = list(range(VOCABULARY - 32, VOCABULARY))
 """Tokens that end a text; of a random model's, as likely as all others."""
 SHORTEST, LONGEST, ANSWER = 8, 192, 192
@@ -37,19 +32,10 @@ TOLERANCE = 1e-5
 
 def models_of(shape: str) -> tuple[Any, Any]:
     """The base, and the same with an adapter that is away from its start."""
-    import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    layers, hidden, heads, kv = SHAPES[shape]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=hidden * 3, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv, max_position_embeddings=2048, tie_word_embeddings=False,
-        eos_token_id=ENDS, pad_token_id=0, bos_token_id=1,
-    )  # fmt: skip
-    base = LlamaForCausalLM(config).eval()
-    lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
+    base = random_llama(shape, eos_token_id=ENDS, pad_token_id=0, bos_token_id=1).eval()
+    lora = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **LORA)
     return base, get_peft_model(copy.deepcopy(base), lora).eval()
 
 
@@ -158,29 +144,21 @@ def main() -> int:
                 }
                 table.append({"model": shape, "case": case, "tool": tool, **row})
                 print(table[-1], flush=True)
-            ratios = sorted(mine / other for mine, other in zip(speeds[OURS], speeds[STATIC], strict=True))
-            ratio, spread = statistics.median(ratios), f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+            times, spread = ratio(speeds[OURS], speeds[STATIC])
             prompts = prompts_of(count, 0)
             greedy = [completion.tokens for completion in ours(engine, prompts, 1, 0.0, 0)]
             same = sum(a == b for a, b in zip(greedy, static(merged, prompts, 1, 0.0, 0), strict=True))
             claims += [
-                (ratio >= limit, f"{shape}, {case}: {ratio:.2f} ({spread}) times the tokens a second (at least {limit})"),
+                (times >= limit, f"{shape}, {case}: {times:.2f} ({spread}) times the tokens a second (at least {limit})"),
                 (same == count, f"{shape}, {case}: {same} of {count} greedy answers are those of generate"),
                 (
                     apart <= TOLERANCE,
                     f"{shape}, {case}: log-probabilities are within {apart:.1g} of the trainer's ({TOLERANCE})",
                 ),
             ]
-    machine = {"processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()}
-    result = {"machine": machine, "table": table, "claims": [{"holds": holds, "claim": claim} for holds, claim in claims]}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "rollout.json").write_text(json.dumps(result, indent=1) + "\n")
-    head = "| model | case | tool | answer tokens a second | mean length of an answer |\n|---|---|---|---|---|\n"
-    lines = "".join("| " + " | ".join(str(value) for value in row.values()) + " |\n" for row in table)
-    verdicts = "".join(f"- {'holds' if holds else 'DOES NOT HOLD'}: {claim}\n" for holds, claim in claims)
-    (RESULTS / "rollout.md").write_text(f"# Sampling answers, one thread, float32\n\n{machine}\n\n{head}{lines}\n{verdicts}")
-    print(verdicts)
-    return 0 if all(holds for holds, _ in claims) else 1
+    here = machine()
+    columns = ("model", "case", "tool", "answer tokens a second", "mean length of an answer")
+    return judge("rollout", f"Sampling answers, one thread, float32\n\n{here}", columns, table, claims, machine=here)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ a decision differs or pruning is not 20 times faster than brute force, the one i
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import platform
@@ -26,10 +25,10 @@ from typing import Any
 import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
+from side_by_side import json_lines, write
 
 from plumbline.data.rouge import RougePool, tokens_of
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 SPEED_UP = 20.0
 EDITED_SHARE = 0.2
 PROBES = 20
@@ -47,9 +46,7 @@ print(json.dumps([time.process_time() - began, above]))
 
 def instructions(records: Path, count: int) -> list[str]:
     """Real instructions; a fifth are earlier ones with a share of words left out or replaced."""
-    open_ = gzip.open if records.suffix == ".gz" else open
-    with open_(records, "rt", encoding="utf-8") as lines:
-        real = [json.loads(line)["instruction"] for line in lines]
+    real = [record["instruction"] for record in json_lines(records)]
     draw = random.Random(7)
     texts: list[str] = []
     for text in real[:count]:
@@ -145,8 +142,6 @@ def main() -> int:
         "times": {name: round(value / ours, 1) for name, value in seconds.items()}, "sameDecisions": same, "sameAsRougeScore": loop_same,
         "cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(),
     }  # fmt: skip
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "rouge.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     lines = [f"# ROUGE-L above 0.7 among {len(texts):,} instructions, {sum(decisions):,} admitted", ""]
     lines += ["| method | CPU seconds | times ours |", "|---|---|---|"]
     lines += [f"| {name} | {value:.2f} | {value / ours:.1f} |" for name, value in seconds.items()]
@@ -156,7 +151,7 @@ def main() -> int:
         "",
     ]
     text = "\n".join(lines)
-    (RESULTS / "rouge.md").write_text(text, encoding="utf-8")
+    write("rouge", record, text)
     print(text)
     return 0 if same and loop_same and in_c >= SPEED_UP * ours else 1
 

@@ -10,19 +10,14 @@ turn. Time is the processor's, as one thread never waits and other work may shar
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import random
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-SHAPES = {"small": (4, 256, 8, 4), "medium": (8, 512, 8, 4)}
-VOCABULARY = 2048
+from side_by_side import LORA, SHAPES, VOCABULARY, judge, machine, random_llama, ratio
+
 PROMPTS, ANSWERS, SHORTEST, LONGEST, MEAN = 8, 8, 64, 256, 64
 MICRO_BATCH_TOKENS = 8192
 SHARED, ALONE = "prompt once", "prompt with each answer"
@@ -35,18 +30,10 @@ def model_of(shape: str) -> Any:
     """The model as it is trained, the adapter away from its start, where half of the gradients are zero."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from plumbline.training.model import TargetLogProbs
 
-    layers, hidden, heads, kv = SHAPES[shape]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=hidden * 3, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv, max_position_embeddings=2048, tie_word_embeddings=False,
-    )  # fmt: skip
-    adapter = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear")
-    model = TargetLogProbs(get_peft_model(LlamaForCausalLM(config), adapter))
+    model = TargetLogProbs(get_peft_model(random_llama(shape), LoraConfig(task_type="CAUSAL_LM", **LORA)))
     for name, p in model.trainable().items():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.02)
@@ -128,27 +115,18 @@ def main() -> int:
             row = {"tokens": tokens[method] // options.repeats, "seconds": round(statistics.median(took), 3)}
             table.append({"model": shape, "layout": method, **row})
             print(table[-1], flush=True)
-        ratios = sorted(alone / shared for alone, shared in zip(seconds[ALONE], seconds[SHARED], strict=True))
-        ratio, spread = statistics.median(ratios), f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        times, spread = ratio(seconds[ALONE], seconds[SHARED])
         claims += [
             (
-                ratio >= LIMIT,
-                f"{shape}: with shared prompts an update is {ratio:.2f} ({spread}) times as fast (at least {LIMIT})",
+                times >= LIMIT,
+                f"{shape}: with shared prompts an update is {times:.2f} ({spread}) times as fast (at least {LIMIT})",
             ),
             (apart <= TOLERANCE, f"{shape}: gradients differ by {apart:.1g} of their norm (allowed {TOLERANCE})"),
         ]
-    machine = {"processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()}
-    result = {"machine": machine, "table": table, "claims": [{"holds": holds, "claim": claim} for holds, claim in claims]}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "shared_prompts.json").write_text(json.dumps(result, indent=1) + "\n")
-    head = "| model | layout | tokens computed | seconds of an update |\n|---|---|---|---|\n"
-    lines = "".join("| " + " | ".join(str(value) for value in row.values()) + " |\n" for row in table)
-    verdicts = "".join(f"- {'holds' if holds else 'DOES NOT HOLD'}: {claim}\n" for holds, claim in claims)
-    (RESULTS / "shared_prompts.md").write_text(
-        f"# 8 prompts with 8 answers each, LoRA, one thread, float32\n\n{machine}\n\n{head}{lines}\n{verdicts}"
-    )
-    print(verdicts)
-    return 0 if all(holds for holds, _ in claims) else 1
+    here = machine()
+    head = f"8 prompts with 8 answers each, LoRA, one thread, float32\n\n{here}"
+    columns = ("model", "layout", "tokens computed", "seconds of an update")
+    return judge("shared_prompts", head, columns, table, claims, machine=here)
 
 
 if __name__ == "__main__":

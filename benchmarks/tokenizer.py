@@ -11,7 +11,6 @@ trained from nothing.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from side_by_side import json_lines, write
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from plumbline.external import tiny_folder
@@ -29,7 +29,6 @@ from plumbline.models.corpus import gather
 from plumbline.models.extend import extend
 from plumbline.models.fertility import fertility
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 COVERAGE, LENGTH, MARGIN = 0.9995, 16, 1.1
 DEFINITION = json.loads((tiny_folder() / "tokenizer.json").read_text())
 KNOWN = 522
@@ -39,14 +38,10 @@ def texts(files: list[Path]) -> tuple[list[str], list[str]]:
     """Lines of the records' fields to learn from and to measure on."""
     lines = []
     for file in files:
-        open_ = gzip.open if file.suffix == ".gz" else open
-        with open_(file, "rt", encoding="utf-8") as stream:
-            for record in map(json.loads, stream):
-                lines += [
-                    ("zh", part)
-                    for key in ("instruction", "input", "output")
-                    for part in (record.get(key) or "").splitlines()
-                ]
+        for record in json_lines(file):
+            lines += [
+                ("zh", part) for key in ("instruction", "input", "output") for part in (record.get(key) or "").splitlines()
+            ]
     learn, measure = gather([(source, line) for source, line in lines if line], 0.05, 20_000_000)
     return learn["zh"], measure["zh"]
 
@@ -130,8 +125,6 @@ def main() -> int:
     rows = [measured(way, options.records, count) for count in options.tokens for way in WAYS]
     characters = rows[0]["characters"]
     record = {"rows": rows, "cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "tokenizer.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     lines = [
         f"# Tokens a character on {characters['measure']:,} characters of Chinese, learned on {characters['learn']:,}",
         "",
@@ -147,7 +140,7 @@ def main() -> int:
         for row in rows
     ]
     print("\n".join(lines))
-    (RESULTS / "tokenizer.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write("tokenizer", record, "\n".join(lines) + "\n")
     rates = {(row["way"], row["tokens"]): row["rate"] for row in rows}
     close = all(rates["extended", n] <= MARGIN * rates["trained from nothing", n] for n in options.tokens)
     return 0 if close and all(row["right"] for row in rows if row["way"] == "extended") else 1

@@ -3,8 +3,8 @@
 LoRA (r 8 on all linear layers) on random Llama-shaped models of 4 and 25 million parameters, float32, one thread; chats of uneven
 length (log-normal). Each measurement is a process of its own, tools take turns, and a ratio is one of the same turn. SFT, DPO and reward
 models; TRL in several of its settings, of which the best counts. Time is the processor's, as one thread never waits and other work may
-share the machine. Losses of both are compared step by step. Writes `benchmarks/results/training.json` and `.md`. Exit code 1 if a claim
-does not hold.
+share the machine. Losses of both are compared step by step. Writes `benchmarks/results/training_TASK.json` and `.md`. Exit code 1 if a
+claim does not hold.
 
 TRL must be importable (it is a development dependency).
 """
@@ -13,23 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-SHAPES = {"small": (4, 256, 8, 4), "medium": (8, 512, 8, 4)}
-VOCABULARY = 2048
+from side_by_side import LORA, SHAPES, VOCABULARY, in_child, judge, machine, random_llama, ratio, step_marks
+
 BATCH = 8
 RATE, BETA = 1e-3, 0.1
 PLAIN = "plumbline"
@@ -53,8 +47,7 @@ TRL: dict[str, dict[str, dict[str, Any]]] = {
         PRECOMPUTED: {"precompute_ref_log_probs": True},
     },
     "rewardModel": {
-        "padded": {},
-        REGROUPED: {"train_sampling_strategy": "group_by_length"},
+        "padded": {},  # RewardTrainer's rows have no "input_ids" to group by
     },
 }
 LIMITS = {
@@ -72,10 +65,9 @@ LOSS_TOLERANCE = 1e-3
 
 def model_and_rows(shape: str, task: str, steps: int) -> tuple[Any, Any, list[Any]]:
     """A PEFT model, its tokenizer and chats (sft) or pairs (all else), the same in every process."""
-    import torch
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     words = {f"w{i}": i for i in range(VOCABULARY - 4)} | {
         "<s>": VOCABULARY - 4,
@@ -89,15 +81,8 @@ def model_and_rows(shape: str, task: str, steps: int) -> tuple[Any, Any, list[An
     pad = f"w{VOCABULARY - 5}" if task == "rewardModel" else "</s>"
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token=pad)
     tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}u {{ m.content }} a {% else %}{{ m.content }} </s> {% endif %}{% endfor %}"
-    layers, hidden, heads, kv = SHAPES[shape]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=hidden * 3, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv, max_position_embeddings=2048, tie_word_embeddings=False,
-        eos_token_id=VOCABULARY - 3, bos_token_id=VOCABULARY - 4, pad_token_id=VOCABULARY - 3,
-    )  # fmt: skip
-    base = LlamaForCausalLM(config)
-    adapter = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"))
+    base = random_llama(shape, eos_token_id=VOCABULARY - 3, bos_token_id=VOCABULARY - 4, pad_token_id=VOCABULARY - 3)
+    adapter = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **LORA))
     draw = random.Random(1)
 
     def text(mean: float) -> str:
@@ -183,19 +168,9 @@ def theirs(
 ) -> tuple[list[float], list[float]]:
     """The same of TRL's trainer, in the order of the rows where the setting lets it."""
     from datasets import Dataset
-    from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
     from plumbline.training.encode import encode_chat
-
-    marks: list[float] = []
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            marks.append(time.process_time())
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            marks.append(time.process_time())
 
     common = {
         "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "learning_rate": RATE,
@@ -226,7 +201,7 @@ def theirs(
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-    trainer.add_callback(Clock())
+    marks = step_marks(trainer)
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     return [b - a for a, b in pairwise(marks)], losses
@@ -242,7 +217,7 @@ def with_head(model: Any, tokenizer: Any) -> Any:
 
     config = type(model.config)(**model.config.to_dict() | {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id})
     twin = LlamaForSequenceClassification(config)
-    adapter = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules="all-linear", modules_to_save=["score"])
+    adapter = LoraConfig(task_type="SEQ_CLS", modules_to_save=["score"], **LORA)
     twin = get_peft_model(twin, adapter)
     known = dict(model.named_parameters())
     with torch.no_grad():
@@ -294,14 +269,15 @@ def main() -> int:
         print("\n" + json.dumps(measure(tool, shape, task, options.steps)))
         return 0
 
-    table: list[dict[str, Any]] = []
-    claims: list[tuple[bool, str]] = []
+    code = 0
     for task in options.tasks:
+        table: list[dict[str, Any]] = []
+        claims: list[tuple[bool, str]] = []
         for shape in options.models:
             runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in (*OURS[task], *TRL[task])}
             for _ in range(options.repeats):
                 for tool, found in runs.items():
-                    found.append(_child(tool, shape, task, options.steps))
+                    found.append(in_child(__file__, "--steps", str(options.steps), "--child", tool, shape, task))
             for tool in runs:
                 table.append(
                     {
@@ -315,18 +291,11 @@ def main() -> int:
                 )
                 print(table[-1], flush=True)
             claims += _claims(f"{task} {shape}", runs, [tool for tool in TRL[task] if tool not in (REGROUPED, PRECOMPUTED)])
-    versions = {"processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()}
-    RESULTS.mkdir(exist_ok=True)
-    result = {"machine": versions, "table": table, "claims": [{"holds": holds, "claim": claim} for holds, claim in claims]}
-    (RESULTS / "training.json").write_text(json.dumps(result, indent=1) + "\n")
-    head = "| task | model | tool | unit | units per second | peak memory above the model, MB |\n|---|---|---|---|---|---|\n"
-    lines = "".join("| " + " | ".join(str(value) for value in row.values()) + " |\n" for row in table)
-    verdicts = "".join(f"- {'holds' if holds else 'DOES NOT HOLD'}: {claim}\n" for holds, claim in claims)
-    (RESULTS / "training.md").write_text(
-        f"# LoRA training, one thread, float32\n\n{options.steps} steps of {BATCH} rows, medians of {options.repeats} turns; {versions}\n\n{head}{lines}\n{verdicts}"
-    )
-    print(verdicts)
-    return 0 if all(holds for holds, _ in claims) else 1
+        here = machine()
+        head = f"LoRA training, one thread, float32\n\n{options.steps} steps of {BATCH} rows, medians of {options.repeats} turns; {here}"
+        columns = ("task", "model", "tool", "unit", "units per second", "peak memory above the model, MB")
+        code |= judge(f"training_{task}", head, columns, table, claims, machine=here)
+    return code
 
 
 def _median(found: list[dict[str, Any]], key: str) -> float:
@@ -339,27 +308,16 @@ def _claims(what: str, runs: dict[str, list[dict[str, Any]]], rivals: list[str])
     least = min(_median(runs[rival], "peakMegabytes") for rival in rivals)
     claims = []
     for tool, limit in LIMITS[what].items():
-        turns = zip(runs[tool], runs[best], strict=True)
-        ratios = sorted(mine["unitsPerSecond"] / other["unitsPerSecond"] for mine, other in turns)
-        ratio, memory = statistics.median(ratios), _median(runs[tool], "peakMegabytes")
-        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        times, spread = ratio(*([one["unitsPerSecond"] for one in runs[side]] for side in (tool, best)))
+        memory = _median(runs[tool], "peakMegabytes")
         claims += [
-            (ratio >= limit, f"{what}: {tool} is {ratio:.2f} ({spread}) times as fast as TRL, {best} (at least {limit})"),
+            (times >= limit, f"{what}: {tool} is {times:.2f} ({spread}) times as fast as TRL, {best} (at least {limit})"),
             (memory <= least, f"{what}: {tool} takes {memory:.0f} MB above the model, TRL's least {least:.0f}"),
         ]
     losses = [runs[tool][0]["losses"] for tool in (PLAIN, "padded")]
     gap = max(abs(a - b) for a, b in zip(*losses, strict=True))
     said = f"{what}: losses of {len(losses[0])} steps differ by at most {gap:.2g} (allowed {LOSS_TOLERANCE})"
     return [*claims, (gap <= LOSS_TOLERANCE, said)]
-
-
-def _child(tool: str, shape: str, task: str, steps: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--steps", str(steps), "--child", tool, shape, task]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{tool} {shape} {task} failed ({done.returncode}):\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
 
 
 if __name__ == "__main__":

@@ -226,7 +226,7 @@ def test_replies_are_those_of_greedy_decoding_and_an_untrained_model_has_not_dri
 def test_sharded_ranks_measure_what_one_process_does(tmp_path: Path) -> None:
     alone = prepared(job(tmp_path / "alone", 1, early_stopping=FEW), ALONE).measure()
     run_ranks(_measured, job(tmp_path / "two", 1, early_stopping=FEW, parallelism={"workers": 2, "sharding": "fsdp2"}))
-    found = [torch.load(tmp_path / "two" / f"{rank}.pt") for rank in range(2)]
+    found = [torch.load(tmp_path / "two" / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert found[0] == found[1] == pytest.approx(alone, abs=1e-4)
     assert alone["drift"] != 0
 

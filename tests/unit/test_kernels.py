@@ -10,53 +10,18 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
-)
+from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 from plumbline.training.batch import MicroBatch, Sequence, collate
 from plumbline.training.kernels import fuse_layers, states_at
 from plumbline.training.lora import project
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 1024, "head_dim": 8,
-}  # fmt: skip
-FAMILIES = {
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
-    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
-    "mistral of short sight": (MistralForCausalLM, MistralConfig, {"sliding_window": 5}),
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {}),
-    "smollm3": (
-        SmolLM3ForCausalLM,
-        SmolLM3Config,
-        {"no_rope_layers": [1, 0], "pad_token_id": 0},
-    ),  # layers of one class differ
-}
+from support.families import FAMILIES, SIZES, tiny
 
 
 def build(family: str, fused: bool, dtype: torch.dtype = torch.float32, **lora: Any) -> PeftModel:
     """The same model each time; its adapter and its norms away from their start."""
-    model, config, options = FAMILIES[family]
-    torch.manual_seed(0)
-    base = model(config(**SIZES, **options))
-    for name, p in base.named_parameters():
-        if "norm" in name:
-            p.data += 0.3 * torch.randn(p.shape)
+    base = tiny(family)
     torch.manual_seed(1)
     causal = get_peft_model(base, LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False, **lora))
     for name, p in causal.named_parameters():

@@ -14,16 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from plumbline.api.stages.training import OptimizerSpec, ParallelismSpec
 from plumbline.training.batch import MicroBatch, Sequence, collate, micro_batches, share, without_sharing
@@ -31,16 +22,8 @@ from plumbline.training.engine import TrainEngine
 from plumbline.training.kernels import _segments
 from plumbline.training.model import TargetLogProbs
 from plumbline.training.world import World
+from support.families import tiny
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "head_dim": 8,
-}  # fmt: skip
-FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
-    "of short sight": (MistralForCausalLM, MistralConfig, {"sliding_window": 5}),
-}
 SHAPES = {
     "several groups": [(7, [5, 3, 9]), (4, [2, 2, 6, 1]), (11, [4, 4])],
     "a prompt of one token": [(1, [5, 3, 1, 4])],
@@ -54,13 +37,7 @@ LORA = {"r": 3, "target_modules": "all-linear", "init_lora_weights": False}
 
 def build(family: str = "llama") -> TargetLogProbs:
     """The same model each time, its adapter and norms away from their start."""
-    model, config, options = FAMILIES[family]
-    torch.manual_seed(0)
-    base = model(config(**SIZES, **options))
-    for name, p in base.named_parameters():
-        if "norm" in name:
-            p.data += 0.3 * torch.randn(p.shape)
-    whole = TargetLogProbs(get_peft_model(base, LoraConfig(**LORA)))
+    whole = TargetLogProbs(get_peft_model(tiny(family), LoraConfig(**LORA)))
     whole.eval()
     return whole
 
@@ -206,12 +183,10 @@ def test_every_answer_sees_its_prompt_and_no_other() -> None:
 def test_which_models_share_prompts() -> None:
     assert build().shares_prompts
     assert build("qwen3").shares_prompts
-    assert not build("of short sight").shares_prompts
+    assert not build("mistral of short sight").shares_prompts
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2))
     assert not TargetLogProbs(gpt2).shares_prompts
-    virtual = get_peft_model(
-        LlamaForCausalLM(LlamaConfig(**SIZES)), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    )
+    virtual = get_peft_model(tiny("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     assert not TargetLogProbs(virtual).shares_prompts
 
 

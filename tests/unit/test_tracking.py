@@ -31,7 +31,11 @@ from plumbline.stage import StageContext
 from plumbline.training import tracking
 from plumbline.training.page import page, summary
 from plumbline.training.throughput import Cost, Meter, Work, peak_flops
-from plumbline.training.tracking import Clock, Feed, Row, flat, in_order, log_records, tracked
+from plumbline.training.tracking import tracked
+from plumbline.training.tracking.clock import KEPT, Clock
+from plumbline.training.tracking.feed import Feed, in_order
+from plumbline.training.tracking.tracker import Row, flat
+from plumbline.training.tracking.wandb import _last_offline_step, log_records
 from plumbline.training.world import World
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -187,7 +191,7 @@ def test_records_longer_than_a_block_are_read_whole(tmp_path: Path) -> None:
     assert path.stat().st_size > 3 * 32768
     wandb.teardown()
     assert [steps for _, steps in offline_steps(tmp_path)] == [[1, 2, 3]]
-    assert tracking._last_offline_step(tmp_path, run.id) == 3
+    assert _last_offline_step(tmp_path, run.id) == 3
 
 
 @given(st.lists(st.integers(1, 30), max_size=60), st.integers(0, 30))
@@ -328,7 +332,7 @@ def test_times_of_earlier_attempts_are_kept(tmp_path: Path) -> None:
     second = Clock(uri)
     second.add(3, {"tokensPerSecond": 20.0})
     assert second.rows == {1: {"tokensPerSecond": 10.0, "peakMemoryGiB": 1.0}, 3: {"tokensPerSecond": 20.0}}
-    (tmp_path / "checkpoints" / tracking.KEPT).write_text("{")
+    (tmp_path / "checkpoints" / KEPT).write_text("{")
     assert Clock(uri).rows == {}
 
 

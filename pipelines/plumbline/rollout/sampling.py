@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -40,11 +40,11 @@ class Running:
         return Token(self.request.id, token, logprob, reason)
 
 
-def check_request(request: Request, max_length: int, vocabulary: int) -> None:
-    """Refuse what no engine can complete.
+def check_request(request: Request, unfinished: Collection[str], max_length: int, vocabulary: int) -> None:
+    """Refuse what no engine can complete, and an id that is among the unfinished ones.
 
     Raises:
-        InvalidInput: see `Engine.submit`.
+        InvalidInput, ValueError: see `Engine.submit`.
     """
     prompt, sampling = request.prompt, request.sampling
     if not prompt:
@@ -63,6 +63,8 @@ def check_request(request: Request, max_length: int, vocabulary: int) -> None:
         raise InvalidInput(f"request '{request.id}': top_p {sampling.top_p} must be above 0 and at most 1")
     if sampling.max_tokens < 1:
         raise InvalidInput(f"request '{request.id}': max_tokens {sampling.max_tokens} must be at least 1")
+    if request.id in unfinished:
+        raise ValueError(f"request '{request.id}' is unfinished; ids must be unique")
 
 
 def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[tuple[int, float]]:

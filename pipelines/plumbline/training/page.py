@@ -12,7 +12,7 @@ from plumbline.data.card_page import POLICY, STYLE
 from plumbline.evaluation.charts import MAX_CURVES, curve_chart
 from plumbline.evaluation.lineage import columns
 from plumbline.training.throughput import MEMORY, MFU, TIMED, TOKENS_PER_SECOND
-from plumbline.training.tracking import Row, flat
+from plumbline.training.tracking.tracker import Row, flat
 
 REPORT = "report.html"
 OPTIMISATION = ("loss", "gradNorm", "learningRate", "tokens")
