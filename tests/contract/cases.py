@@ -57,6 +57,9 @@ GOOD = {
         "- {name: rm, rewardModel: {maxSteps: 3}}\n",
         "- {name: rl, inputs: {demonstrations: data}, rlhf: {algorithm: ppo, ptxWeight: 1, rewards: [{type: rewardModel}]}}\n",
     ),
+    "rlhf with an estimator of a default KL": stages(
+        DATA, "- {name: rl, rlhf: {algorithm: reinforcePlusPlusBaseline, klEstimator: k3, maxLength: 257}}\n"
+    ),
     "rlhf with rewards of others": stages(
         DATA,
         "- {name: rl, rlhf: {staleness: 2, rewards: [{type: judge, url: 'http://j/v1', model: m, keySecret: k}, {type: http, url: 'http://r'}]}}\n",
@@ -219,6 +222,9 @@ BAD = {
     "group of one": stages(DATA, "- {name: rl, rlhf: {algorithm: grpo, groupSize: 1}}\n"),
     "critic without PPO": stages(DATA, "- {name: rl, rlhf: {gaeLambda: 0.9}}\n"),
     "target of a KL of weight 0": stages(DATA, "- {name: rl, rlhf: {algorithm: ppo, klCoefficient: 0, klTarget: 1}}\n"),
+    "estimator of a KL of weight 0": stages(DATA, "- {name: rl, rlhf: {klEstimator: k2}}\n"),
+    "answers as long as all": stages(DATA, "- {name: rl, rlhf: {maxLength: 64, sampling: {maxTokens: 64}}}\n"),
+    "default answers as long as all": stages(DATA, "- {name: rl, rlhf: {maxLength: 256}}\n"),
     "reward without its endpoint": stages(DATA, "- {name: rl, rlhf: {rewards: [{type: judge, model: m}]}}\n"),
     "pattern of another reward": stages(DATA, "- {name: rl, rlhf: {rewards: [{type: exactMatch, pattern: a}]}}\n"),
     "reward model that nobody trains": stages(DATA, "- {name: rl, rlhf: {rewards: [{type: rewardModel}]}}\n"),

@@ -20,6 +20,7 @@ from support.built import (
     DATA,
     GPU_CLUSTER,
     PODS,
+    RL,
     SFT,
     Object,
     cluster,
@@ -33,6 +34,15 @@ from support.built import (
     run_spec,
     service,
 )
+
+PAIRS: Object = {"name": "rm", "rewardModel": {}}
+COLOCATED: Object = {"workers": 3, "placement": "colocated"}
+
+
+def starts(value: Object) -> dict[str, Object]:
+    """Group name → how Ray is started in its Pods."""
+    return {one["groupName"]: one["rayStartParams"] for one in value["workerGroupSpecs"]}
+
 
 # What a RayJob is
 
@@ -87,6 +97,50 @@ def test_without_a_word_the_kind_decides() -> None:
     assert groups(service()["spec"]["rayClusterConfig"]) == {"workers": (2, 2, 2)}
     many = {"sources": [{"uri": "x"}], "parallelism": 9}
     assert groups(cluster("data", stages=[{"name": "data", "curate": many}])) == {"workers": (1, 0, 5)}
+
+
+def test_rollout_actors_and_the_reward_model_have_pods_of_their_own_unless_they_are_colocated() -> None:
+    def found(**cluster_of_run: Any) -> Object:
+        return cluster("rl", stages=[DATA, PAIRS, stage], **cluster_of_run)
+
+    block: Object = {"rewards": [{"type": "exactMatch"}, {"type": "rewardModel"}]}
+    stage = {"name": "rl", "rlhf": RL["rlhf"] | block}
+    assert groups(found()) == {"workers": (2, 2, 2), "rollout": (4, 4, 4)}
+    assert groups(found(queueName="q")) == {"workers": (2, 2, 2), "rollout": (4, 4, 4)}
+    stage = {"name": "rl", "rlhf": block | {"parallelism": {"workers": 4}, "rollout": COLOCATED}}
+    assert groups(found()) == {"workers": (4, 4, 4)}
+    assert starts(found()) == {"workers": {}}
+
+
+def test_ray_puts_actors_alone_into_the_pods_of_rollout() -> None:
+    assert starts(cluster("rl")) == {"workers": {}, "rollout": {"num-cpus": "0", "resources": """'{"rollout": 1}'"""}}
+    mine = [{"name": "workers", "gpus": 2}, {"name": "rollout", "replicas": 2, "gpus": 4}]  # three actors in two Pods
+    assert starts(cluster("rl", cluster={"workers": mine}))["rollout"]["resources"] == """'{"rollout": 2}'"""
+    assert starts(cluster("sft", cluster={"workers": mine})) == {"workers": {}, "rollout": {}}
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [
+        [{"name": "rollout", "replicas": 4}],
+        [{"name": "workers", "cpu": "1"}, {"name": "rollout", "replicas": 3}],  # the second trainer's CPU
+        [{"name": "workers", "gpus": 1}, {"name": "rollout", "replicas": 3, "gpus": 1}],  # and GPU
+        [{"name": "workers", "replicas": 2}, {"name": "rollout", "minReplicas": 0, "maxReplicas": 3}],
+        [{"name": "workers", "replicas": 2}, {"name": "rollout", "replicas": 0}],
+    ],
+)
+def test_training_workers_are_not_kept_out_of_where_they_must_be(workers: list[Object]) -> None:
+    assert all(start == {} for start in starts(cluster("rl", cluster={"workers": workers})).values())
+
+
+def test_what_training_workers_can_have_is_told_without_the_pods_of_rollout() -> None:
+    mine = [
+        {"name": "workers", "minReplicas": 0, "maxReplicas": 2, "gpus": 1},
+        {"name": "rollout", "replicas": 3, "gpus": 1},
+    ]
+    value = cluster("rl", cluster={"workers": mine})
+    assert starts(value)["rollout"]["num-cpus"] == "0"
+    assert json.loads(environment(value["headGroupSpec"]["template"]["spec"])[GROWS_TO]) == {"CPU": 8, "GPU": 2}
 
 
 def test_curation_and_evaluation_are_autoscaled_and_training_is_not() -> None:
@@ -287,3 +341,31 @@ def test_network_policy_lets_in_kuberay_users_and_the_run_itself() -> None:
     names = [rule["ports"] for rule in policy["egress"] if {"protocol": "UDP", "port": 53} in rule.get("ports", [])]
     assert len(names) == 1
     assert {"protocol": "UDP", "port": 5353} in names[0]  # where OpenShift's resolver listens behind its Service
+
+
+def egress_ports(*stages: Object) -> list[int]:
+    """TCP ports to anywhere beside those of name servers."""
+    policy = access(StagePods(network_policy=True), stages=list(stages))["NetworkPolicy"]["spec"]
+    found = [rule["ports"] for rule in policy["egress"] if "to" not in rule]
+    return [one["port"] for ports in found for one in ports if one["protocol"] == "TCP" and one["port"] not in (53, 5353)]
+
+
+def test_network_policy_lets_out_what_the_run_names_and_no_more() -> None:
+    assert egress_ports(DATA, SFT) == [443, 6443]
+    judge = {"type": "judge", "url": "http://judge.ns.svc:8001/v1", "model": "m"}
+    rewards = [{"type": "exactMatch"}, judge, {"type": "http", "url": "http://rewards"}]
+    tracking = {"wandb": {"uri": "https://wandb.example:8443"}, "mlflow": {"uri": "http://[fd00::5]:5000"}}
+    rl = {"name": "rl", "rlhf": {"rewards": rewards, "tracking": tracking}}
+    assert egress_ports(DATA, rl) == [80, 443, 5000, 6443, 8001, 8443]
+    teacher = {"endpoint": "http://teacher:8002/v1", "model": "m"}
+    made_up = {"name": "more", "synthesize": {"distill": {}, "teacher": teacher}}
+    rated = {"filters": {"judge": {"endpoint": "http://judge/v1", "model": "m"}, "rating": {}}}
+    curated = {"name": "data", "curate": {"sources": [{"uri": "http://files:9000/rows.jsonl"}], **rated}}
+    assert egress_ports(curated, made_up, SFT) == [80, 443, 6443, 8002]
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////shared/mlflow.db", "databricks", "http://mlflow:0", "http://mlflow:70000", "http://[x"]
+)
+def test_a_url_without_a_port_opens_none(uri: str) -> None:
+    assert egress_ports(DATA, {"name": "sft", "sft": {"tracking": {"mlflow": {"uri": uri}}}}) == [443, 6443]

@@ -80,8 +80,10 @@ def test_killed_at_every_stage_it_ends_with_the_same_artifacts(tmp_path: Path) -
 
 
 def test_interrupted_by_the_user_it_says_so_and_continues(runs: Runs) -> None:
-    # Long enough not to be over before the signal arrives: more than ten seconds.
-    file = runs.file(RUN.replace("maxSteps: 12", "maxSteps: 150").replace("batchSize: 16", "batchSize: 64"))
+    # Long enough not to be over before the signal arrives.
+    file = runs.file(
+        RUN.replace("maxSteps: 12", "maxSteps: 60\n        epochs: 10").replace("batchSize: 16", "batchSize: 64")
+    )
     code, err = runs.interrupt(file, at("sft", step=5), signal.SIGINT, "--until", "sft")
     assert code == 130
     assert "the same command continues" in err

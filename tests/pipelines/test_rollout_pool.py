@@ -120,6 +120,49 @@ def test_another_trainer_takes_over(actors: list[Any], adapter: Any) -> None:
     assert not said
 
 
+@ray.remote(num_cpus=0)
+class Trainer:
+    """Dies with its work just sent."""
+
+    def submit_and_die(self, actors: list[Any], adapter: Any) -> None:
+        pool_of(actors, adapter[1], []).submit(tasks(8), adapter[0], 5)
+        os._exit(1)
+
+
+def test_a_trainer_that_dies_with_its_work_just_sent(actors: list[Any], adapter: Any) -> None:
+    """Its adapter is gone with it, whether or not an actor has begun."""
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(Trainer.remote().submit_and_die.remote(actors, adapter))
+    said: list[str] = []
+    second = pool_of(actors, adapter[1], said)
+    second.submit(tasks(4, length=20), adapter[0], 3)
+    found = collect(second, 4)
+    assert all({c.first_version, c.adapter_version} == {3} for group in found.values() for c in group)
+    assert not said
+
+
+def test_in_a_pause_nothing_is_drawn(actors: list[Any], adapter: Any) -> None:
+    tensors, config = adapter
+    quiet = pool_of(actors, config, [])
+    quiet.submit(tasks(8), tensors, 0)
+    expected = collect(quiet, 8)
+
+    def drawn() -> list[int]:
+        return [ray.get(actor.poll.remote("nobody", 0.0)).drawn for actor in actors]
+
+    pool = pool_of(actors, config, [], stall=8)
+    canaries = set(pool.submit(tasks(8), tensors, 1))
+    pool.pause()
+    before, began = drawn(), time.monotonic()
+    while time.monotonic() < began + 10:  # longer than what would count as a stall
+        assert canaries >= {position for position, _ in pool.collect(1)}
+    assert drawn() == before
+    pool.resume()
+    assert plain(collect(pool, 8)) == plain(expected)
+    assert min(now - then for now, then in zip(drawn(), before, strict=True)) > 0
+    assert not pool.lost
+
+
 def test_what_never_works_is_given_up(ray_session: str, adapter: Any) -> None:
     tensors, config = adapter
     said: list[str] = []

@@ -43,6 +43,18 @@ spec:
         maxLength: 128
         optimizer: {learningRate: 3.0e-3}
         parallelism: {workers: 2, sharding: fsdp2}
+    - name: prompts
+      curate: {sources: [{uri: "builtin://skills", limit: 64}]}
+    - name: aligned
+      inputs: {model: base}
+      rlhf:
+        algorithm: ppo
+        steps: 2
+        promptsPerStep: 8
+        maxLength: 128
+        sampling: {maxTokens: 12}
+        rewards: [{type: rewardModel}]
+        rollout: {placement: colocated}
 """
 
 
@@ -59,6 +71,11 @@ def test_answers_pairs_and_rewards(runs: Runs) -> None:
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in history] == [1, 2, 3, 4]
     assert all("kl" in row and "rewardChosen" in row for row in history)
+
+    folder = reference(workspace, "rlhf", "aligned")[2]
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["reward"] != 0 and row["valueLoss"] > 0 for row in history)
+    assert len(history) == 2
 
     model = RewardModel.load(reference(workspace, "rewardModel", "reward")[0])
     chats = [

@@ -160,9 +160,9 @@ class Nodes:
             self._network.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def start(self, *names: str) -> list[Node]:
-        """Nodes of one CPU that join."""
-        started = [self._begin(name, cpus=1) for name in names]
+    def start(self, *names: str, **options: object) -> list[Node]:
+        """Nodes of one CPU that join; `num_gpus=2` is for `ray start --num-gpus=2`."""
+        started = [self._begin(name, cpus=1, **options) for name in names]
         for node in started:
             self._await(node)
         self.nodes |= {node.name: node for node in started}
@@ -195,7 +195,7 @@ class Nodes:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def _begin(self, name: str, cpus: int) -> Node:
+    def _begin(self, name: str, cpus: int, **more: object) -> Node:
         number = next(self._numbers)
         folder = self._folder / name
         folder.mkdir()
@@ -208,6 +208,7 @@ class Nodes:
             "min-worker-port": 0,  # 0: any
             "max-worker-port": 0,
             "temp-dir": folder,
+            **{option.replace("_", "-"): value for option, value in more.items()},
         }
         if name == HEAD:
             options |= {"port": self._port, "ray-client-server-port": _free_port()}

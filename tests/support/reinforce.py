@@ -30,7 +30,7 @@ from plumbline.training.engine import TrainEngine
 from plumbline.training.loop import train
 from plumbline.training.model import TargetLogProbs, build_trainable
 from plumbline.training.objectives.sft import sft
-from plumbline.training.reinforcement import Learner, keeps_reference, objective_of
+from plumbline.training.reinforcement import Learner, keeps_reference, objective_of, temperature_of
 from plumbline.training.world import World, never
 
 REFERENCE = ModelReference(TINY)
@@ -50,6 +50,8 @@ class LocalPool:
         self._prompt, self._canaries = prompt, 0
         self._inbox: queue.SimpleQueue[tuple[list[Task], Adapter, int]] = queue.SimpleQueue()
         self._sent = -1
+        self._paused = False
+        self.lost = 0
 
     def submit(self, tasks: list[Task], adapter: Adapter, version: int) -> list[int]:
         canaries = []
@@ -66,10 +68,21 @@ class LocalPool:
             tasks, adapter, version = self._inbox.get(timeout=seconds)
         except queue.Empty:
             return []
+        if self._paused:
+            self.engine.resume()
+            self._paused = False
         if version != self.engine.adapter_version:
             self.engine.load_adapter(adapter, version)
         answers = iter(generate(self.engine, [request for task in tasks for request in task.requests]))
         return [(task.position, [next(answers) for _ in task.requests]) for task in tasks]
+
+    def pause(self) -> None:
+        """Between two steps nothing is under way here."""
+        self.engine.pause()
+        self._paused = True
+
+    def resume(self) -> None:
+        """`collect` does, in its own thread."""
 
 
 def tokens_of(tokenizer: Any, count: int, seed: int) -> Prompts:
@@ -112,19 +125,32 @@ def reinforce(
     prompts: int = 2048,
     report: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
     interrupted: Callable[[], bool] = never,
+    world: World = ALONE,
 ) -> list[dict[str, float]]:
-    """Run the stage's loop to `steps`; the history."""
+    """Run the stage's loop to `steps`; the history. On every rank of `world`."""
     tokenizer = load_tokenizer(REFERENCE)
     questions = tokens_of(tokenizer, prompts, spec.seed)
     model = start(build_trainable(REFERENCE, spec, "rlhf"))
-    world = replace(ALONE, interrupted=interrupted)
+    world = replace(world, interrupted=interrupted)
     engine = TrainEngine(
-        model, spec.optimizer, world, temperature=spec.sampling.temperature, keep_reference=keeps_reference(spec)
+        model,
+        spec.optimizer,
+        world,
+        spec.parallelism,
+        temperature=temperature_of(spec),
+        keep_reference=keeps_reference(spec),
     )
     critic = None
     if spec.algorithm == "ppo":
         optimizer = spec.optimizer.model_copy(update={"learning_rate": spec.option("critic_learning_rate")})
-        critic = TrainEngine(build_critic(REFERENCE, None, spec, "rlhf"), optimizer, ALONE, name="critic/")
+        critic = TrainEngine(
+            build_critic(REFERENCE, None, spec, "rlhf"),
+            optimizer,
+            world,
+            spec.parallelism,
+            name="critic/",
+            rate_field="criticLearningRate",
+        )
 
     def shown(step: int) -> list[Sequence]:
         tasks = skills.tasks(8, split="train", seed=1000 + step)

@@ -48,6 +48,12 @@ class ShuffledPool:
         time.sleep(0.001)
         return []
 
+    def pause(self) -> None:
+        self._hold = threading.Event()
+
+    def resume(self) -> None:
+        self._hold = None
+
 
 def task(position: int) -> Task:
     return Task(position, (Request(str(position), (1,), Sampling()),))
@@ -136,6 +142,23 @@ def test_groups_that_are_done_are_kept_over_an_interruption() -> None:
     assert [g.position for g in source.take({}, version=1)[0]] == list(range(STEP, 2 * STEP))
     source.close()
     assert not set(again.begun) & set(range(3 * STEP))  # asked only for what is new
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_engines_and_trainer_take_turns(staleness: int) -> None:
+    pool = ShuffledPool(0)
+    source = collector(pool, staleness=staleness, turns=True)
+    taken = []
+    for version in range(4):
+        groups, _, _ = source.take({}, version)
+        taken += [group.position for group in groups]
+        time.sleep(0.02)  # what was on its way
+        waiting = len(pool._waiting)
+        assert waiting <= staleness * STEP
+        time.sleep(0.02)
+        assert len(pool._waiting) == waiting, "an engine works while the trainer learns"
+    source.close()
+    assert taken == list(range(4 * STEP))
 
 
 def test_rewards_are_asked_for_while_others_are_written() -> None:

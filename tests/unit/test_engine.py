@@ -298,6 +298,34 @@ def test_nothing_of_the_old_cache_survives_a_new_adapter(kind: str, name: str) -
             assert [t.logprob for t in rest] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "name"), EACH)
+def test_a_pause_gives_the_cache_back_and_changes_no_answer(kind: str, name: str) -> None:
+    model = make_model(name)
+    requests = requests_for(make_prompts(9), max_tokens=20)
+    expected = [c.tokens for c in generate(make_engine(kind, model), requests)]
+    engine = make_engine(kind, model)
+    for request in requests:
+        engine.submit(request)
+    tokens: dict[str, list[int]] = {request.id: [] for request in requests}
+    drawn = 0
+    while engine.busy:
+        for token in engine.step():
+            tokens[token.request_id].append(token.token)
+        drawn += 1
+        if drawn in (1, 5):
+            engine.pause()
+            assert not cache_of(engine)
+            engine.resume()
+    assert list(tokens.values()) == expected
+
+
+def cache_of(engine: Engine) -> object:
+    """What an engine keeps of what it has read."""
+    if isinstance(engine, SlotEngine):
+        return engine.decoder.keys + engine.decoder.values
+    return engine._cache if isinstance(engine, FallbackEngine) else getattr(engine, "_processor", None)
+
+
 def test_adapter_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     model = make_model("llama")
     engine = make_engine("slots", model, LORA)

@@ -18,15 +18,19 @@ from plumbline.api.stages.rlhf import (
     RlhfSpec,
     SamplingSpec,
 )
+from plumbline.api.stages.training import ParallelismSpec
 from plumbline.errors import InvalidInput
 from plumbline.rollout.collector import Adapter
 from plumbline.rollout.groups import Group, Sample, Task
 from plumbline.training.checkpoint import CheckpointStore
 from plumbline.training.loop import Interrupted
 from plumbline.training.reinforcement import chosen, measured
+from plumbline.training.world import World
+from support.ranks import run_ranks
 from support.reinforce import ANSWER, LONGEST, LocalPool, reinforce
 
 RISE, WINDOW = 0.3, 4
+FSDP2 = ParallelismSpec(workers=2, sharding="fsdp2")
 ALONE = [name for name, options in ALGORITHMS.items() if options["group_size"] == 1]
 
 
@@ -104,6 +108,43 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(algorithm: str, tmp_path:
     assert any(name.startswith("critic/") for name in whole.shapes) == (algorithm == "ppo")
 
 
+SPLIT: dict[str, dict[str, Any]] = {
+    "grpo": {"kl_coefficient": 0.02, "mismatch": "truncate", "parallelism": FSDP2},
+    "ppo": {"ptx_weight": 0.5, "kl_target": 1.0, "kl_horizon": 500, "parallelism": FSDP2},
+    "reinforcePlusPlusBaseline": {"updates_per_step": 2},
+    "onlineDpo": {"parallelism": FSDP2},
+    "rejectionSampling": {"least_reward": 0.0},
+}
+
+
+def split(algorithm: str) -> RlhfSpec:
+    return spec_of(algorithm, prompts_per_step=9, group_size=4, steps=1, **SPLIT[algorithm])
+
+
+def _learn(folder: str) -> None:
+    for algorithm in SPLIT:
+        reinforce(split(algorithm), Path(folder) / algorithm, world=World.current())
+
+
+def test_two_ranks_learn_what_one_does(tmp_path: Path) -> None:
+    """Nine groups for two ranks, sharded or not: advantages, KL controller, critic and every loss are those of the whole step."""
+    run_ranks(_learn, str(tmp_path / "two"))
+    for algorithm in SPLIT:
+        reinforce(split(algorithm), tmp_path / "one" / algorithm)
+        one, two = (CheckpointStore(str(tmp_path / name / algorithm)).latest() for name in ("one", "two"))
+        assert one is not None
+        assert two is not None
+        assert two.history[0] == pytest.approx(one.history[0], rel=1e-3, abs=1e-5), algorithm
+        assert two.shapes.keys() == one.shapes.keys()
+        assert two.extra is not None
+        assert one.extra is not None
+        assert two.extra["prompts"] == one.extra["prompts"]
+        assert two.extra["learner"] == pytest.approx(one.extra["learner"])
+        weights = [name for name in one.shapes if "|" not in name]
+        apart = torch.cat([(one.rows(name) - two.rows(name)).abs().flatten() for name in weights])
+        assert apart.mean() < 2e-6, algorithm  # Adam's first step makes much of gradients that are all but 0
+
+
 def test_an_engine_with_other_weights_is_found_out(tmp_path: Path) -> None:
     """Users of other systems trained for months on rollouts of the first policy (verl#7495, unsloth#8701)."""
 
@@ -154,5 +195,7 @@ def test_what_is_learned_by_heart() -> None:
 
 def test_figures_of_a_step() -> None:
     groups = [Group(0, 0, [sample(1.0), sample(0.0, reason="length")]), Group(1, 1, [sample(1.0), sample(1.0)])]
-    assert measured(groups) == {"reward": 0.75, "answerTokens": 1.0, "truncated": 0.25, "equalGroups": 0.5}
+    assert measured(groups) == {
+        "reward": 0.75, "answerTokens": 1.0, "entropy": 1.0, "truncated": 0.25, "equalGroups": 0.5
+    }  # fmt: skip
     assert replace(groups[0], samples=groups[1].samples).equal

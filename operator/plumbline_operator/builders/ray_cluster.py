@@ -10,7 +10,7 @@ from kubernetes.utils import parse_quantity
 
 from plumbline.api.base import StageSpec
 from plumbline.api.cluster import PodShape, WorkerGroup, overridden
-from plumbline.api.ray_settings import GROWS_TO
+from plumbline.api.ray_settings import GROWS_TO, ROLLOUT
 from plumbline.api.run import Stage
 from plumbline.api.stages.curate import CurateSpec
 from plumbline.api.stages.evaluate import EvaluateSpec
@@ -63,7 +63,7 @@ def _groups_of_kind(spec: StageSpec) -> list[WorkerGroup]:
         case ServeSpec():
             return [WorkerGroup(replicas=spec.replicas)]
         case RlhfSpec():
-            return [_trainers(spec), WorkerGroup(name="rollout", replicas=spec.rollout.workers)]
+            return [_trainers(spec), *_rollouts(spec)]
         case TrainingSpec():
             return [_trainers(spec)]
         case _:
@@ -76,6 +76,28 @@ def _trainers(spec: TrainingSpec) -> WorkerGroup:
     if least == most:
         return WorkerGroup(replicas=most)
     return WorkerGroup(replicas=least, min_replicas=least, max_replicas=most)
+
+
+def _rollouts(spec: RlhfSpec) -> list[WorkerGroup]:
+    """A Pod for each rollout actor, and one for the reward model; colocated ones are in the training workers' Pods."""
+    return [WorkerGroup(name=ROLLOUT, replicas=_actors(spec))] if spec.rollout.placement == "disaggregated" else []
+
+
+def _actors(spec: RlhfSpec) -> int:
+    return spec.rollout.workers + (1 if spec.reads("rewardModel") else 0)
+
+
+def _kept(spec: StageSpec, groups: list[WorkerGroup], autoscaled: bool) -> dict[str, int]:
+    """The group that is for rollout actors and the reward model alone, if there is one, and how many of them a Pod takes: `rollout`,
+    of a fixed number of Pods, where the others have room for all training workers."""
+    if not isinstance(spec, RlhfSpec) or spec.rollout.placement == "colocated":
+        return {}
+    for group in groups:
+        if group.name == ROLLOUT and group.replicas and not (autoscaled and group.autoscaled):
+            room, trainers = _most([other for other in groups if other is not group], autoscaled), spec.parallelism.most
+            if room["CPU"] >= trainers and (not group.gpus or room["GPU"] >= trainers):
+                return {ROLLOUT: math.ceil(_actors(spec) / group.replicas)}
+    return {}
 
 
 def _fixed(group: WorkerGroup) -> WorkerGroup:
@@ -93,13 +115,15 @@ def ray_cluster(run: Run, stage: Stage, marks: Marks) -> Object:
     image = cluster.image or run.pods.image
     trains = isinstance(stage.spec, TrainingSpec)
     told = replace(marks, drain=SAVE_SECONDS) if trains else marks
+    kept = _kept(stage.spec, groups, autoscaled)
     if trains and autoscaled:
-        marks = replace(marks, environment=marks.environment | {GROWS_TO: _most(groups)})
+        most = _most([group for group in groups if group.name not in kept], autoscaled)
+        marks = replace(marks, environment=marks.environment | {GROWS_TO: json.dumps(most)})
     return {
         "rayVersion": cluster.ray_version or run.pods.ray_version,
         "authOptions": {"mode": "token"},
         "headGroupSpec": _head(run, cluster.head or PodShape(), image, marks, alone=not groups),
-        "workerGroupSpecs": [_workers(run, group, image, told, autoscaled) for group in groups],
+        "workerGroupSpecs": [_workers(run, group, image, told, autoscaled, kept) for group in groups],
         **(_autoscaling(run) if autoscaled else {}),
     }
 
@@ -115,7 +139,9 @@ def _head(run: Run, shape: PodShape, image: str, marks: Marks, *, alone: bool) -
     }
 
 
-def _workers(run: Run, group: WorkerGroup, image: str, marks: Marks, autoscaled: bool) -> Object:
+def _workers(run: Run, group: WorkerGroup, image: str, marks: Marks, autoscaled: bool, kept: dict[str, int]) -> Object:
+    # Actors ask for the resource, training workers for CPUs. KubeRay writes both into a shell's command line.
+    start = {"num-cpus": "0", "resources": f"'{json.dumps(kept)}'"} if group.name in kept else {}
     low, high = group.replicas, group.replicas
     if autoscaled and group.min_replicas is not None and group.max_replicas is not None:
         low, high = group.min_replicas, group.max_replicas
@@ -124,20 +150,20 @@ def _workers(run: Run, group: WorkerGroup, image: str, marks: Marks, autoscaled:
         "replicas": group.replicas,
         "minReplicas": low,
         "maxReplicas": high,
-        "rayStartParams": {},
+        "rayStartParams": start,
         **_labels(group),
         "template": pods.pod_template(run, _pod(pods.WORKER, group, image, marks)),
     }
 
 
-def _most(groups: list[WorkerGroup]) -> str:
+def _most(groups: list[WorkerGroup], autoscaled: bool) -> dict[str, int]:
     """What these groups have when they have grown: CPUs as KubeRay tells them to Ray, and GPUs."""
     most = {"CPU": 0, "GPU": 0}
     for group in groups:
-        count, cpu = group.max_replicas or group.replicas, pods.ray_resources(group)["limits"]["cpu"]
+        count, cpu = (autoscaled and group.max_replicas) or group.replicas, pods.ray_resources(group)["limits"]["cpu"]
         most["CPU"] += count * math.ceil(parse_quantity(cpu))  # type: ignore[no-untyped-call]
         most["GPU"] += count * group.gpus
-    return json.dumps(most)
+    return most
 
 
 def _pod(container: str, shape: PodShape, image: str, marks: Marks) -> pods.PodPlan:

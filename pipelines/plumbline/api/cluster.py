@@ -44,7 +44,8 @@ class WorkerGroup(PodShape):
     )
 
     name: Name = "workers"
-    """Group name."""
+    """Group name. In an `rlhf` stage with `placement: disaggregated` one named `rollout`, of a fixed number, is for rollout actors and
+    the reward model alone, if the others have room for all training workers."""
     replicas: NonNegativeInt = 1
     """Pods to start with."""
     min_replicas: NonNegativeInt | None = None
@@ -74,8 +75,8 @@ class WorkerGroup(PodShape):
 class ClusterSpec(SpecModel):
     """One Ray cluster. What a stage says here goes before what the run says, field by field, `head` and `workers` as wholes.
 
-    With no `workers` said anywhere the stage's kind decides: as many Pods as it has training and rollout workers or replicas,
-    one for evaluation, as many as are needed for curation."""
+    With no `workers` said anywhere the stage's kind decides: as many Pods as it has training workers or replicas, in `rlhf` one more for
+    each rollout actor and for the reward model unless they are colocated, one for evaluation, as many as are needed for curation."""
 
     image: str | None = Field(default=None, max_length=500)
     """Stage image. Default: the operator's."""

@@ -20,3 +20,7 @@ SETTINGS: dict[str, str] = {
 
 GROWS_TO = "PLUMBLINE_GROWS_TO"
 """Variable of the operator for the head Pod of an autoscaled cluster: the most that it can have, such as `{"CPU": 16, "GPU": 8}`."""
+
+ROLLOUT = "rollout"
+"""Name of the worker group that the operator keeps for rollout actors and the reward model, and of the Ray resource of its Pods, of
+which each of those takes one. Training workers are not put there: Ray is told of no CPUs."""

@@ -26,7 +26,13 @@ Adapter = dict[str, torch.Tensor]
 
 
 class Pool(Protocol):
-    """Engines somewhere. Thread-safe."""
+    """Engines somewhere. Thread-safe.
+
+    Attributes:
+        lost: how often one was lost.
+    """
+
+    lost: int
 
     def submit(self, tasks: list[Task], adapter: Adapter, version: int) -> list[int]:
         """Hand out tasks to engines that take this adapter first. Returns the positions of the canaries that were added."""
@@ -34,6 +40,14 @@ class Pool(Protocol):
 
     def collect(self, seconds: float) -> list[tuple[int, list[Completion]]]:
         """Tasks that are done by now, waiting for one a while: (position, completions)."""
+        ...
+
+    def pause(self) -> None:
+        """Have the engines stop and give back the memory of their caches; returns when they have."""
+        ...
+
+    def resume(self) -> None:
+        """End a pause, if there is one."""
         ...
 
 
@@ -48,6 +62,7 @@ class Collector:
         staleness: updates that the weights of an answer's first token may be behind those that learn from it.
         skip_equal: draw further prompts for groups without any difference in reward.
         steps: of the run.
+        turns: engines pause while the groups are learned from.
         state: what `state` gave before an interruption.
     """
 
@@ -60,10 +75,12 @@ class Collector:
         staleness: int = 0,
         skip_equal: bool = False,
         steps: int = 2**31,
+        turns: bool = False,
         state: dict[str, Any] | None = None,
     ) -> None:
         self._pool, self._task, self._score = pool, task, score
         self._per_step, self._staleness, self._skip_equal, self._steps = per_step, staleness, skip_equal, steps
+        self._turns = turns
         self._taken: int = state["taken"] if state else 0
         self._handed_out: int = state["handedOut"] if state else 0
         self._done: dict[int, Group] = {group.position: group for group in map(Group.of, state["done"])} if state else {}
@@ -98,6 +115,8 @@ class Collector:
             happened)
         """
         began, canaries = time.monotonic(), list[int]()
+        if self._turns:
+            self._pool.resume()
         if self._staleness > 1 or self._again:
             canaries += self._hand_out(self._again, adapter, version)  # those on their way go on with these weights
             self._again = []
@@ -116,10 +135,18 @@ class Collector:
             ahead = self._taken + further * self._per_step - self._handed_out
             canaries += self._hand_out(self._next(ahead), adapter, version)
         answered = [completion for canary in canaries for completion in self._canary(canary)]
+        if self._turns:
+            self._pool.pause()
         waited = time.monotonic() - began
         samples = [sample for group in groups for sample in group.samples]
         stale = sum(version - sample.began for sample in samples) / max(1, len(samples))
-        return groups, answered, {"staleness": stale, "promptsDrawn": float(len(groups)), "waitSeconds": waited}
+        facts = {"staleness": stale, "promptsDrawn": float(len(groups)), "promptsSoFar": float(self._taken)}
+        return groups, answered, facts | {"waitSeconds": waited}
+
+    @property
+    def lost(self) -> int:
+        """How often an engine was lost."""
+        return self._pool.lost
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: what was taken, what is on its way, and the groups that wait to be taken."""

@@ -51,7 +51,7 @@ class ContinuousEngine:
         self._running: dict[str, Running] = {}
         self._count = 0
         self._drawn: list[Token] = []
-        config = ContinuousBatchingConfig(
+        self._config = ContinuousBatchingConfig(
             page_size=PAGE_TOKENS,
             num_blocks=slots * (math.ceil(max_length / PAGE_TOKENS) + 1),  # else it takes all memory there is
             max_batch_tokens=max(READ_TOKENS, slots),
@@ -61,19 +61,15 @@ class ContinuousEngine:
             use_cuda_graph=False,
             auto_switch_to_flash=False,  # it fetches kernels, and turns the model's own attention into another
         )
-        whole = GenerationConfig(do_sample=False, eos_token_id=-1)  # nothing between the logits and `draw`
-        with torch.random.fork_rng([] if model.device.type == "cpu" else [model.device]):  # it seeds all of torch
-            self._processor = ContinuousBatchingManager(model, whole, config)._create_batch_processor()
-        self._processor.model_runner._sample = self._sample
+        self.resume()
 
     @property
     def busy(self) -> bool:
         return bool(self._running)
 
     def submit(self, request: Request) -> None:
-        check_request(request, self.max_length, self._model.get_input_embeddings().weight.shape[0])
-        if any(held.request.id == request.id for held in self._running.values()):
-            raise ValueError(f"request '{request.id}' is unfinished; ids must be unique")
+        unfinished = {held.request.id for held in self._running.values()}
+        check_request(request, unfinished, self.max_length, self._model.get_input_embeddings().weight.shape[0])
         self._count += 1
         self._running[str(self._count)] = held = Running(request)
         self._queue(str(self._count), held)
@@ -102,8 +98,23 @@ class ContinuousEngine:
     def load_adapter(self, tensors: dict[str, torch.Tensor], version: int) -> None:
         self._weights.load(tensors)
         self.adapter_version = version
-        # What the cache holds came from the old weights: unfinished sequences are read again.
-        self._processor.reset()
+        self._processor.reset()  # what the cache holds came from the old weights
+        self._read_again()
+
+    def pause(self) -> None:
+        del self._processor
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def resume(self) -> None:
+        model, device = self._model, self._model.device
+        whole = GenerationConfig(do_sample=False, eos_token_id=-1)  # nothing between the logits and `draw`
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]):  # it seeds all of torch
+            self._processor = ContinuousBatchingManager(model, whole, self._config)._create_batch_processor()
+        self._processor.model_runner._sample = self._sample
+        self._read_again()
+
+    def _read_again(self) -> None:
         for key, held in self._running.items():
             self._queue(key, held)
 

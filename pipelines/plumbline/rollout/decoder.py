@@ -73,10 +73,20 @@ class Decoder:
         cos, sin = model.model.rotary_emb(self.embedding[:1], positions[None])
         self.cos, self.sin = cos[0].detach(), sin[0].detach()  # [max_length, head_dim]
         self._positions = positions
-        shape = (slots, self.kv_heads, max_length, self.head_dim)
+        self._shape = (slots, self.kv_heads, max_length, self.head_dim)
+        self.reserve()
+
+    def reserve(self) -> None:
+        """Make an empty cache."""
         # Zeros, not empty: a masked position has weight 0, and 0 times a stray NaN is NaN.
-        self.keys = [torch.zeros(shape, dtype=self.embedding.dtype, device=self.device) for _ in self.layers]
-        self.values = [torch.zeros(shape, dtype=self.embedding.dtype, device=self.device) for _ in self.layers]
+        kind = {"dtype": self.embedding.dtype, "device": self.device}
+        self.keys, self.values = ([torch.zeros(self._shape, **kind) for _ in self.layers] for _ in range(2))
+
+    def release(self) -> None:
+        """Give the cache's memory back, to other processes too."""
+        self.keys, self.values = [], []
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def prefill(self, tokens: torch.Tensor, lengths: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """Read whole prompts into their slots.

@@ -117,6 +117,14 @@ class Engine(Protocol):
         """
         ...
 
+    def pause(self) -> None:
+        """Give back the memory of the cache. Nothing but `resume` may be called then."""
+        ...
+
+    def resume(self) -> None:
+        """Go on after `pause`: unfinished requests are read again."""
+        ...
+
 
 def generate(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
     """Complete all requests; the engine must be idle.

@@ -52,9 +52,7 @@ class FallbackEngine:
         return bool(self._unfinished)
 
     def submit(self, request: Request) -> None:
-        check_request(request, self.max_length, self._model.get_input_embeddings().weight.shape[0])
-        if request.id in self._unfinished:
-            raise ValueError(f"request '{request.id}' is unfinished; ids must be unique")
+        check_request(request, self._unfinished, self.max_length, self._model.get_input_embeddings().weight.shape[0])
         self._queue.append(Running(request))
         self._unfinished.add(request.id)
 
@@ -91,7 +89,18 @@ class FallbackEngine:
     def load_adapter(self, tensors: dict[str, torch.Tensor], version: int) -> None:
         self._weights.load(tensors)
         self.adapter_version = version
-        # What the cache holds came from the old weights: unfinished sequences are read again.
+        self._forget()
+
+    def pause(self) -> None:
+        self._forget()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def resume(self) -> None:
+        """The next batch makes a cache of its own."""
+
+    def _forget(self) -> None:
+        """Leave the cache, such as that of old weights: unfinished sequences are read again."""
         self._queue.extendleft(reversed(self._live))
         self._keep([])
 

@@ -19,6 +19,7 @@ import torch
 from peft import LoraConfig
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from plumbline.api.ray_settings import GROWS_TO
 from plumbline.data.row import Chat
@@ -27,6 +28,7 @@ from plumbline.models.load import end_tokens, load_base, load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import NO_ADAPTER, Completion, Engine, Request, Token, build_engine
 from plumbline.rollout.groups import Task
+from plumbline.rollout.placement import placement
 from plumbline.training.reward_model import RewardModel
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ class Report:
     finished: list[tuple[int, list[Completion]]]
 
 
-@ray.remote(num_cpus=0, max_concurrency=4)
+@ray.remote(num_cpus=0, concurrency_groups={"inbox": 1, "outbox": 4})
 class RolloutActor:
     """An engine that works through its inbox in a thread. Whoever sends the same task twice gets one answer."""
 
@@ -81,19 +83,30 @@ class RolloutActor:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // (2 * actors)))
         self._reference, self._max_length, self._slots = reference, max_length, slots
         self._birth, self._session = secrets.token_hex(8), ""
-        self._inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Work | threading.Event] = queue.SimpleQueue()  # an event: pause, and set it
         self._outboxes: dict[str, queue.SimpleQueue[tuple[int, list[Completion]]]] = {}  # by session
         self._engine: Engine | None = None
         self._open: dict[int, _Open] = {}
         self._tasks: dict[str, int] = {}
         self._drawn = 0
+        self._paused = False
         self._failure: BaseException | None = None
         threading.Thread(target=self._run, daemon=True).start()
 
+    @ray.method(concurrency_group="inbox")  # of one thread: a trainer's work must not overtake its successor's
     def send(self, work: Work) -> None:
-        """Put work into the inbox."""
+        """Put work into the inbox. Ends a pause."""
         self._inbox.put(work)
 
+    @ray.method(concurrency_group="inbox")
+    def pause(self) -> None:
+        """Give back the memory of caches once what was sent before is taken in; returns when that is done."""
+        paused = threading.Event()
+        self._inbox.put(paused)
+        while not paused.wait(POLL) and self._failure is None:
+            pass
+
+    @ray.method(concurrency_group="outbox")
     def poll(self, session: str, seconds: float) -> Report:
         """What has been finished for a trainer since its last poll, waiting a while for something.
 
@@ -115,24 +128,32 @@ class RolloutActor:
     def _run(self) -> None:
         try:
             while True:
-                while self._engine is None or not self._engine.busy or not self._inbox.empty():
+                while self._engine is None or self._paused or not self._engine.busy or not self._inbox.empty():
                     self._take(self._inbox.get())
-                for token in self._engine.step():
-                    self._note(token, self._engine.adapter_version)
+                self._draw(self._engine)
         except BaseException as error:
             self._failure = error
 
-    def _take(self, work: Work) -> None:
+    def _take(self, work: Work | threading.Event) -> None:
+        if isinstance(work, threading.Event):
+            if self._engine is not None and not self._paused:
+                self._engine.pause()
+            self._paused = True
+            work.set()
+            return
         if self._engine is None:
             model = load_base(self._reference).to(_device())
             end = end_tokens(load_tokenizer(self._reference), model)
             self._engine = build_engine(model, lora_config(work.config), end, slots=self._slots, max_length=self._max_length)
+        elif self._paused:
+            self._engine.resume()
+        self._paused = False
         version = self._engine.adapter_version
         if work.session != self._session:
             for request in self._tasks:
                 self._engine.cancel(request)
             self._open, self._tasks, self._session, version = {}, {}, work.session, NO_ADAPTER
-        if work.version > version:  # works may overtake each other
+        if work.version != version:
             try:
                 adapter = ray.get(work.adapter[0])
             except RayError:  # it went with the trainer that sent it; whoever still waits will ask again
@@ -144,6 +165,14 @@ class RolloutActor:
                 for request in task.requests:
                     self._tasks[request.id] = task.position
                     self._engine.submit(request)
+            while (
+                task.position < 0 and task.position in self._open
+            ):  # a trainer waits for canaries, so they come before the rest
+                self._draw(self._engine)
+
+    def _draw(self, engine: Engine) -> None:
+        for token in engine.step():
+            self._note(token, engine.adapter_version)
 
     def _note(self, token: Token, version: int) -> None:
         self._drawn += 1
@@ -235,7 +264,10 @@ class RolloutPool:
         self._max_failures, self._stall, self._say = max_failures, stall_seconds, say
         self._work = Work(secrets.token_hex(8), (), [], config, NO_ADAPTER)
         self._canaries = 0
+        self._paused = False
         self._lock = threading.Lock()
+        self.lost = 0
+        """How often an actor was."""
 
     def submit(self, tasks: list[Task], adapter: dict[str, torch.Tensor], version: int) -> list[int]:
         """Hand out tasks; see `Pool`. The adapter travels once, as one object by reference, and only it: never the base."""
@@ -254,6 +286,22 @@ class RolloutPool:
                     canaries.append(-self._canaries)
                 self._send(member, mine)
             return canaries
+
+    def pause(self) -> None:
+        """See `Pool`. An actor that does not answer is left to the watchdog."""
+        with self._lock:
+            self._paused = True
+            asked = [member.actor.pause.remote() for member in self._members if not member.down]
+        ray.wait(asked, num_returns=len(asked), timeout=self._stall)
+
+    def resume(self) -> None:
+        """See `Pool`."""
+        with self._lock:
+            if self._paused:
+                self._paused = False
+                for member in self._members:
+                    member.moved = time.monotonic()
+                    member.actor.send.remote(self._work)
 
     def collect(self, seconds: float) -> list[tuple[int, list[Completion]]]:
         """What is done; see `Pool`.
@@ -288,7 +336,7 @@ class RolloutPool:
             for member in self._members:
                 if member.down and member.open:
                     self._hand_over(member)
-                if not member.open or time.monotonic() - member.moved <= self._stall:
+                if not member.open or self._paused or time.monotonic() - member.moved <= self._stall:
                     continue
                 if not member.birth:  # Ray has no room for it yet, or its node is slow
                     self._say(f"rollout actor {self._members.index(member)} has not started for {self._stall:g} seconds")
@@ -305,7 +353,7 @@ class RolloutPool:
     def _heard(self, member: _Member, report: Report) -> list[tuple[int, list[Completion]]]:
         if member.birth and report.birth != member.birth and not member.down:
             self._lost(member, "it was started anew")
-        if member.down:
+        if member.down and not self._paused:
             member.down, tasks = False, list(member.open.values())
             self._send(member, tasks)
         member.birth = report.birth
@@ -319,6 +367,7 @@ class RolloutPool:
     def _lost(self, member: _Member, why: str) -> None:
         """Give what an actor had to do to those that work."""
         number = self._members.index(member)
+        self.lost += 1
         member.losses += 1
         if member.losses > self._max_failures:
             raise PlumblineError(
@@ -334,7 +383,7 @@ class RolloutPool:
     def _hand_over(self, member: _Member) -> None:
         """Give the others what a lost actor had to do; where nobody else works, whoever is back first gets it."""
         others = [other for other in self._members if not other.down]
-        if others:
+        if others and not self._paused:  # work would end the pause
             tasks, member.open = list(member.open.values()), {}
             for i, other in enumerate(others):
                 self._send(other, tasks[i :: len(others)])
@@ -403,7 +452,7 @@ def rollout_pool(
 
     Args:
         reference: the model whose base they hold.
-        workers: how many actors. They get a GPU each if the cluster has that many beside the trainers'.
+        workers: how many actors. Where they go, and whether they get GPUs, `placement` says.
         trainers: training workers beside them.
         answers: that are under way at the same time; decides how many an actor decodes together.
         slots: how many it decodes together.
@@ -412,20 +461,26 @@ def rollout_pool(
         reward_model: one that is to be asked.
     """
     found = max(ray.cluster_resources().get("GPU", 0), json.loads(os.environ.get(GROWS_TO, "{}")).get("GPU", 0))
-    gpus = SHARED_GPU if colocated and found else 1 if found >= workers + trainers else 0
-    if found and not gpus:
-        log.warning(
-            "%d rollout actors run on CPUs: %d training workers need the cluster's %d GPUs", workers, trainers, found
-        )
-    left = found - (0 if colocated else workers) - trainers
+    place = placement(
+        {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]},
+        found,
+        workers=workers,
+        trainers=trainers,
+        judged=reward_model is not None,
+        share=SHARED_GPU if colocated else None,
+    )
+    for remark in place.remarks:
+        log.warning(remark)
     slots = slots or min(MAX_SLOTS, max(8, -(-answers // workers)))
-    options = {"num_gpus": gpus, "max_restarts": -1, "scheduling_strategy": "SPREAD"}
-    actors = [RolloutActor.options(**options).remote(reference, max_length, slots, workers) for _ in range(workers)]
+    actors = [RolloutActor.options(**place.actor).remote(reference, max_length, slots, workers) for _ in range(workers)]
     judge = None
     if reward_model is not None:
-        judge = RewardActor.options(num_gpus=1 if left >= 1 else 0, max_restarts=-1, max_task_retries=3).remote(reward_model)
+        judge = RewardActor.options(**place.judge, max_task_retries=3).remote(reward_model)
+    spare = [placement_group([{"GPU": SHARED_GPU}]) for _ in range(place.spare)]
     try:
         yield actors, judge
     finally:
         for actor in [*actors, judge] if judge else actors:
             ray.kill(actor)
+        for part in spare:
+            remove_placement_group(part)

@@ -56,9 +56,7 @@ class SlotEngine:
         return bool(self._unfinished)
 
     def submit(self, request: Request) -> None:
-        check_request(request, self.max_length, self.decoder.embedding.shape[0])
-        if request.id in self._unfinished:
-            raise ValueError(f"request '{request.id}' is unfinished; ids must be unique")
+        check_request(request, self._unfinished, self.max_length, self.decoder.embedding.shape[0])
         self._queue.append(_Slot(request))
         self._unfinished.add(request.id)
 
@@ -74,7 +72,17 @@ class SlotEngine:
     def load_adapter(self, tensors: dict[str, torch.Tensor], version: int) -> None:
         self._weights.load(tensors)
         self.adapter_version = version
-        # What the cache holds came from the old weights: unfinished sequences are read again.
+        self._forget()
+
+    def pause(self) -> None:
+        self._forget()
+        self.decoder.release()
+
+    def resume(self) -> None:
+        self.decoder.reserve()
+
+    def _forget(self) -> None:
+        """Leave the cache, such as that of old weights: unfinished sequences are read again."""
         self._queue.extendleft(reversed(self._live))
         self._live.clear()
 

@@ -33,9 +33,9 @@ from plumbline.training.encode import encode_chat, encode_prompt
 from plumbline.training.engine import TrainEngine
 from plumbline.training.loop import ReportStep, train
 from plumbline.training.model import build_trainable
-from plumbline.training.reinforcement import Learner, keeps_reference, objective_of
+from plumbline.training.reinforcement import Learner, keeps_reference, objective_of, temperature_of
 from plumbline.training.schedule import batch_indices
-from plumbline.training.throughput import ROLLOUT_SECONDS, ROLLOUT_SHARE
+from plumbline.training.throughput import ACTORS_LOST, ROLLOUT_SECONDS, ROLLOUT_SHARE
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
 
@@ -112,13 +112,13 @@ def work(job: RlhfJob, world: World, report: ReportStep) -> None:
     prompts = Prompts.of(job, tokenizer)
     model = build_trainable(job.reference, spec, job.where)
     engine = TrainEngine(
-        model, spec.optimizer, world, spec.parallelism, spec.sampling.temperature, keep_reference=keeps_reference(spec)
+        model, spec.optimizer, world, spec.parallelism, temperature_of(spec), keep_reference=keeps_reference(spec)
     )
     critic = None
     if spec.algorithm == "ppo":
         optimizer = spec.optimizer.model_copy(update={"learning_rate": spec.option("critic_learning_rate")})
         values = build_critic(job.reference, job.reward_model, spec, job.where)
-        critic = TrainEngine(values, optimizer, world, spec.parallelism, name="critic/")
+        critic = TrainEngine(values, optimizer, world, spec.parallelism, name="critic/", rate_field="criticLearningRate")
     learner = Learner(spec, engine, prompts.tokens, critic, demonstrations(job, tokenizer))
     model_rewards = partial(ask, job.judge) if job.judge is not None else None
     scorer = Scorer(list(spec.rewards), spec.sampling.max_tokens, f"{job.where}.rewards", model_rewards)
@@ -126,7 +126,7 @@ def work(job: RlhfJob, world: World, report: ReportStep) -> None:
     def pool() -> Pool:
         config = model.adapter_config()
         assert config is not None
-        sampling = Sampling(spec.sampling.temperature, max_tokens=CANARY_TOKENS, seed=spec.seed)
+        sampling = Sampling(temperature_of(spec), max_tokens=CANARY_TOKENS, seed=spec.seed)
         return RolloutPool(
             job.actors,
             config,
@@ -167,6 +167,7 @@ class Rollouts:
         self._saved: dict[str, Any] = {}
         self._samples: list[dict[str, Any]] = []
         self._clock: dict[str, float] = {}
+        self._lost = 0
         self._ended = time.monotonic()
 
     def __call__(self, step: int) -> tuple[list[list[MicroBatch]], dict[str, float]]:
@@ -177,14 +178,19 @@ class Rollouts:
             taken = self._opened().take(adapter, version=step)
         groups, canaries, facts = world.gather(taken)[0]
         waited = facts.pop("waitSeconds")
-        self._check(canaries if world.rank == 0 else [], step)
+        gap = self._check(canaries if world.rank == 0 else [], step)
         updates, metrics = self._learner.learn(step, groups)
-        metrics |= facts
+        metrics |= facts | {"canaryGap": gap}
         if step + 1 == self._spec.steps or (step + 1) % self._spec.checkpoint.every_steps == 0:
             self._samples += self._shown(step, groups)
         now = time.monotonic()
-        self._clock = {ROLLOUT_SECONDS: waited, ROLLOUT_SHARE: min(1.0, waited / max(1e-9, now - self._ended))}
-        self._ended = now
+        lost = self._collector.lost if self._collector is not None else 0
+        self._clock = {
+            ROLLOUT_SECONDS: waited,
+            ROLLOUT_SHARE: min(1.0, waited / max(1e-9, now - self._ended)),
+            ACTORS_LOST: float(lost - self._lost),
+        }
+        self._ended, self._lost = now, lost
         return updates, metrics
 
     def pieces(self) -> dict[str, Piece]:
@@ -223,6 +229,7 @@ class Rollouts:
                 staleness=self._spec.staleness,
                 skip_equal=bool(self._spec.option("skip_equal_groups")),
                 steps=self._spec.steps,
+                turns=self._spec.rollout.placement == "colocated",
                 state=self._saved.get("prompts"),
             ).start()
         return self._collector
@@ -251,8 +258,11 @@ class Rollouts:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 
-    def _check(self, canaries: list[Completion], step: int) -> None:
+    def _check(self, canaries: list[Completion], step: int) -> float:
         """Compare what engines and trainer say of the canary's tokens, on every rank at once.
+
+        Returns:
+            The largest mean difference of an engine, in nats.
 
         Raises:
             InvalidInput: they differ: an engine does not hold the trainer's weights.
@@ -274,6 +284,7 @@ class Rollouts:
                 f"{self._where}.rollout.syncTolerance: a rollout engine and the trainer differ by {gap:.3g} in a token's mean "
                 f"log-probability, more than {limit:g}: the engine does not hold the trainer's adapter"
             )
+        return self._engine.world.gather(gap)[0]
 
     def _shown(self, step: int, groups: list[Group]) -> list[dict[str, Any]]:
         if self._engine.world.rank != 0:

@@ -41,7 +41,7 @@ class TrainEngine:
     """Holds the model, its optimizer and the process group; knows nothing of data or of what the objective means.
 
     Gradients are those of `Σ loss / Σ normaliser` over the whole optimizer step, whatever the split into
-    micro-batches and ranks, the padding and the packing. `name` tells its tensors from another engine's in one checkpoint.
+    micro-batches and ranks, the padding and the packing. `name` tells its tensors from another engine's in one checkpoint, `rate_field` people what to lower.
     """
 
     def __init__(
@@ -53,8 +53,9 @@ class TrainEngine:
         temperature: float = 1.0,
         keep_reference: bool = False,
         name: str = "",
+        rate_field: str = "optimizer.learningRate",
     ) -> None:
-        self.world, self.spec, self.temperature, self._name = world, spec, temperature, name
+        self.world, self.spec, self.temperature, self._name, self._rate_field = world, spec, temperature, name, rate_field
         self.cost, self.work = Cost.of(model.base, head=model.has_logits), Work()
         self.sharded = parallelism.sharding == "fsdp2" and (world.size > 1 or parallelism.cpu_offload)
         if parallelism.compile:
@@ -133,7 +134,7 @@ class TrainEngine:
             self.optimizer.zero_grad()
             raise InvalidInput(
                 f"the loss became {float(loss_sum):g} with gradient norm {norm:g}{self._guilty(losses)}; mend or remove such "
-                "rows, or lower optimizer.learningRate (the last checkpoint is good)"
+                f"rows, or lower {self._rate_field} (the last checkpoint is good)"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["ratio"]

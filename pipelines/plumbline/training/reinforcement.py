@@ -64,6 +64,12 @@ def keeps_reference(spec: RlhfSpec) -> bool:
     return spec.algorithm == "onlineDpo" or bool(spec.option("kl_coefficient"))
 
 
+def temperature_of(spec: RlhfSpec) -> float:
+    """What the trainer's logits are divided by: as in sampling where the loss is of the probabilities that answers were drawn with; 1 where
+    they are data like any other."""
+    return 1.0 if spec.algorithm in (*IMITATION, "onlineDpo") else spec.sampling.temperature
+
+
 @dataclass
 class _Answer:
     """An answer that this rank learns from.
@@ -120,7 +126,8 @@ class Learner:
         sizes = [sum(len(self._prompts[g.prompt]) + len(s.tokens) for s in g.samples) for g in groups]
         mine = [(place, groups[place]) for place in balanced(sizes, world.size)[world.rank]]
         if spec.algorithm == "onlineDpo":
-            return self._pairs(mine), metrics
+            updates, kl = self._pairs(mine)
+            return updates, metrics | kl
         if spec.algorithm in IMITATION:
             units = [[[self._sequence(group, s)] for s in chosen(group.samples, spec)] for _, group in mine]
             learned = [unit for found in units for unit in found]
@@ -268,19 +275,27 @@ class Learner:
             for batch, demonstration in mixed
         ]
 
-    def _pairs(self, mine: list[tuple[int, Group]]) -> Updates:
-        """The best and the worst answer of each group, for DPO."""
+    def _pairs(self, mine: list[tuple[int, Group]]) -> tuple[Updates, dict[str, float]]:
+        """The best and the worst answer of each group, for DPO; metrics."""
         pairs: list[tuple[int, list[Sequence]]] = []
+        drawn: list[float] = []
         for place, group in mine:
             if not group.equal:
                 ordered = sorted(group.samples, key=lambda s: s.reward)  # stable: of equals the first worst, the last best
-                pairs.append((place % self._updates, [self._sequence(group, s) for s in (ordered[-1], ordered[0])]))
+                two = (ordered[-1], ordered[0])
+                pairs.append((place % self._updates, [self._sequence(group, s) for s in two]))
+                drawn += [sum(s.logprobs) for s in two]
         with self._engine.reference():
             references = self._ask([pair for _, pair in pairs], self._engine.log_probs)
         sequences = [sequence for _, pair in pairs for sequence in pair]
         for sequence, reference in zip(sequences, references, strict=True):
             sequence.values = {"reference": float(reference.sum())}
-        return [self._layout([pair for update, pair in pairs if update == u], together=True) for u in range(self._updates)]
+        kl = sum(drawn) - sum(float(reference.sum()) for reference in references)
+        total, number = self._engine.world.totals(kl, len(drawn))
+        updates = [
+            self._layout([pair for update, pair in pairs if update == u], together=True) for u in range(self._updates)
+        ]
+        return updates, {"klOfAnswer": total / number} if number and self._spec.sampling.temperature == 1 else {}
 
     def _ask(self, units: list[list[Sequence]], ask: Ask) -> list[torch.Tensor]:
         """Numbers [targets] of each sequence, in order, whatever the layout."""
@@ -302,7 +317,8 @@ class Learner:
             together: a unit's sequences must share a micro-batch.
         """
         most = self._spec.micro_batch_tokens
-        if self._engine.model.shares_prompts:
+        engines = [self._engine, self._critic] if self._critic is not None else [self._engine]
+        if all(engine.model.shares_prompts for engine in engines):
             bound = 2**31 if together else most
             laid = [part for unit in units for part in share(unit, unit[0].trained.index(True), bound)]
         else:
@@ -321,9 +337,9 @@ def chosen(samples: list[Sample], spec: RlhfSpec) -> list[Sample]:
 
 
 def measured(groups: list[Group]) -> dict[str, float]:
-    """Means over all answers of a step."""
+    """Means over all answers of a step; entropy in nats of a token, estimated from the probabilities that tokens were drawn with."""
     samples = [sample for group in groups for sample in group.samples]
-    number = max(1, len(samples))
+    number, tokens = max(1, len(samples)), sum(len(sample.tokens) for sample in samples)
     parts: dict[str, float] = {}
     for sample in samples:
         for name, value in sample.rewards.items():
@@ -333,7 +349,8 @@ def measured(groups: list[Group]) -> dict[str, float]:
         "reward": sum(sample.reward for sample in samples) / number,
         **({f"reward/{name}": value for name, value in parts.items()} if len(parts) > 1 else {}),
         **({UNSCORED: unscored} if unscored else {}),
-        "answerTokens": sum(len(sample.tokens) for sample in samples) / number,
+        "answerTokens": tokens / number,
+        "entropy": -sum(sum(sample.logprobs) for sample in samples) / max(1, tokens),
         "truncated": sum(sample.finish_reason == "length" for sample in samples) / number,
         "equalGroups": sum(group.equal for group in groups) / max(1, len(groups)),
     }

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 from plumbline.training.world import World
 
 TOKENS_PER_SECOND, MFU, MEMORY = "tokensPerSecond", "mfu", "peakMemoryGiB"
-ROLLOUT_SECONDS, ROLLOUT_SHARE = "rolloutSeconds", "rolloutShare"
-TIMED = (TOKENS_PER_SECOND, MFU, MEMORY, ROLLOUT_SECONDS, ROLLOUT_SHARE)
-"""What the clock and the system say: a `Meter`, and how long and for which part of a step training waited for answers."""
+ROLLOUT_SECONDS, ROLLOUT_SHARE, ACTORS_LOST = "rolloutSeconds", "rolloutShare", "actorsLost"
+TIMED = (TOKENS_PER_SECOND, MFU, MEMORY, ROLLOUT_SECONDS, ROLLOUT_SHARE, ACTORS_LOST)
+"""What the clock and the system say: a `Meter`; how long and for which part of a step training waited for answers, and how often a rollout
+actor was lost in it."""
 
 PEAKS: tuple[tuple[str, float], ...] = (
     ("GB200", 2500), ("B300", 2250), ("B200", 2250),

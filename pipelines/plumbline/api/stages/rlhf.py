@@ -65,7 +65,8 @@ class SamplingSpec(SpecModel):
     """How rollouts are sampled. Temperature only: top-k or top-p would change the probabilities that training sees."""
 
     temperature: PositiveFloat = 1.0
-    """Sampling temperature; log-probabilities in training are divided by it too."""
+    """Sampling temperature; logits in training are divided by it too, but for raft, rejectionSampling and onlineDpo, to which answers are
+    data like any other."""
     max_tokens: PositiveInt = 256
     """Longest answer in tokens."""
 
@@ -78,7 +79,11 @@ class RolloutSpec(SpecModel):
     slots: Annotated[int, Field(ge=1, le=4096), WHOLE] | None = None
     """Answers that an actor decodes at the same time; each takes a cache of `maxLength` tokens. Unset: its share of a step's, 256 at most."""
     placement: Literal["disaggregated", "colocated"] = "disaggregated"
-    """`disaggregated`: on GPUs of their own, where the cluster has enough. `colocated`: an actor and a training worker share a GPU."""
+    """`disaggregated`: on GPUs of their own, where the cluster has enough. `colocated`: an actor and a training worker share a GPU, and take
+    turns: while one works, the other's caches are gone."""
+    engine: Literal["auto", "vllm"] = "auto"
+    """What samples. `auto`: our own slot engine, or what takes its place where it does not know the model. `vllm`: needs that library, an adapter
+    without DoRA and, unless it is vLLM's CPU build, a GPU for each actor."""
     sync_tolerance: PositiveFloat = 0.05
     """Largest mean difference between an engine's and the trainer's log-probabilities of the canary's tokens before the stage stops.
     Float32 differs by 1e-6, bfloat16 by 5e-3."""
@@ -116,7 +121,13 @@ NO_TARGET = "klHorizon says how fast klTarget works; set klTarget too, or leave 
 
 PAIRED = "colocated actors share the GPUs of training workers; set rollout.workers to parallelism.workers or fewer"
 
+NO_TURNS = "colocated actors give back their caches between turns, which vLLM does not do here; set placement: disaggregated or engine: auto"
+
 NO_KL = "klTarget moves a klCoefficient that is 0; set klCoefficient above 0, where it begins"
+
+NO_PENALTY = "klEstimator is of a penalty whose klCoefficient is 0; set klCoefficient above 0 too, or leave it out"
+
+NO_ROOM = "maxLength holds prompt and answer; set sampling.maxTokens below it"
 
 
 class RlhfSpec(TrainingSpec):
@@ -138,7 +149,20 @@ class RlhfSpec(TrainingSpec):
             "(has(self.parallelism) && has(self.parallelism.workers) ? self.parallelism.workers : 1)",
             PAIRED,
         ),
+        (
+            "!has(self.rollout) || self.rollout.placement != 'colocated' || self.rollout.engine != 'vllm'",
+            NO_TURNS,
+        ),
         ("!has(self.klTarget) || !has(self.klCoefficient) || self.klCoefficient > 0.0", NO_KL),
+        (
+            "!has(self.klEstimator) || (has(self.klCoefficient) ? self.klCoefficient > 0.0 : self.algorithm in "
+            f"[{', '.join(repr(name) for name, options in ALGORITHMS.items() if options.get('kl_coefficient'))}])",
+            NO_PENALTY,
+        ),
+        (
+            f"(has(self.sampling) ? self.sampling.maxTokens : {SamplingSpec().max_tokens}) < self.maxLength",
+            NO_ROOM,
+        ),
     )
 
     inputs: ClassVar = {
@@ -150,7 +174,7 @@ class RlhfSpec(TrainingSpec):
         "demonstrations": Input(type=ArtifactType.DATASET, nearest=False, when="has({block}.ptxWeight)"),
     }
     program: ClassVar = "plumbline.stages.rlhf"
-    code_version: ClassVar = "2"
+    code_version: ClassVar = "3"
     unfingerprinted: ClassVar = TrainingSpec.unfingerprinted | {"rollout"}
 
     algorithm: Literal[
@@ -243,6 +267,9 @@ class RlhfSpec(TrainingSpec):
         }
         return needed.get(role, True)
 
+    def libraries(self) -> dict[str, tuple[str, str]]:
+        return super().libraries() | ({"rollout.engine": ("vllm", "vllm")} if self.rollout.engine == "vllm" else {})
+
     def secrets(self) -> dict[str, tuple[str, str]]:
         keys = [r.key_secret for r in self.rewards if r.type in ("judge", "http")]
         return super().secrets() | {reward_key(i): (name, "apiKey") for i, name in enumerate(keys) if name is not None}
@@ -263,6 +290,8 @@ class RlhfSpec(TrainingSpec):
             found.append(("klHorizon", NO_TARGET))
         if self.rollout.placement == "colocated" and self.rollout.workers > self.parallelism.most:
             found.append(("rollout.workers", PAIRED))
+        if self.rollout.placement == "colocated" and self.rollout.engine == "vllm":
+            found.append(("rollout.engine", NO_TURNS))
         if (self.critic_warmup_steps or 0) >= self.steps:
             found.append(("criticWarmupSteps", f"of {self.steps} steps the policy would learn in none; lower it"))
         for i, reward in enumerate(self.rewards):
@@ -272,6 +301,10 @@ class RlhfSpec(TrainingSpec):
                 )
         if self.kl_target is not None and self.option("kl_coefficient") == 0:
             found.append(("klTarget", NO_KL))
+        if self.kl_estimator is not None and self.option("kl_coefficient") == 0:
+            found.append(("klEstimator", NO_PENALTY))
+        if self.sampling.max_tokens >= self.max_length:
+            found.append(("sampling.maxTokens", NO_ROOM))
         return found
 
 

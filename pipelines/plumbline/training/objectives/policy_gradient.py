@@ -83,7 +83,6 @@ def policy_gradient(how: PolicyLoss) -> Objective:
         metrics: Metrics = {
             "clipFraction": (((clipped < gain) * mine).sum(), count),
             "logprobGap": (((logps.detach() - behaviour) * mine).abs().sum(), count),
-            "entropy": (-(logps.detach() * mine).sum(), count),
         }
         if how.kl_coefficient:
             kl = kl_divergence(logps - batch.per_target["reference"], how.kl_estimator)
