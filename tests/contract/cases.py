@@ -223,6 +223,10 @@ BAD = {
     "critic without PPO": stages(DATA, "- {name: rl, rlhf: {gaeLambda: 0.9}}\n"),
     "target of a KL of weight 0": stages(DATA, "- {name: rl, rlhf: {algorithm: ppo, klCoefficient: 0, klTarget: 1}}\n"),
     "estimator of a KL of weight 0": stages(DATA, "- {name: rl, rlhf: {klEstimator: k2}}\n"),
+    "stale answers of those who take turns": stages(
+        DATA, "- {name: rl, rlhf: {staleness: 1, rollout: {placement: colocated}}}\n"
+    ),
+    "vLLM that takes turns": stages(DATA, "- {name: rl, rlhf: {rollout: {engine: vllm, placement: colocated}}}\n"),
     "answers as long as all": stages(DATA, "- {name: rl, rlhf: {maxLength: 64, sampling: {maxTokens: 64}}}\n"),
     "default answers as long as all": stages(DATA, "- {name: rl, rlhf: {maxLength: 256}}\n"),
     "reward without its endpoint": stages(DATA, "- {name: rl, rlhf: {rewards: [{type: judge, model: m}]}}\n"),

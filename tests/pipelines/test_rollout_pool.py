@@ -19,7 +19,7 @@ from plumbline.external import TINY
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import Completion, Request, Sampling
 from plumbline.rollout.groups import Task
-from plumbline.rollout.pool import RolloutPool, rollout_pool
+from plumbline.rollout.pool import RolloutActor, RolloutPool, rollout_pool
 from plumbline.training.model import build_trainable
 
 pytestmark = pytest.mark.ray
@@ -139,6 +139,38 @@ def test_a_trainer_that_dies_with_its_work_just_sent(actors: list[Any], adapter:
     found = collect(second, 4)
     assert all({c.first_version, c.adapter_version} == {3} for group in found.values() for c in group)
     assert not said
+
+
+def test_an_engine_that_fails_is_replaced(actors: list[Any], adapter: Any) -> None:
+    """Such as by an error of its GPU, after which the process lives and is of no use."""
+    tensors, config = adapter
+    said: list[str] = []
+    pool = pool_of(actors, config, said)
+    pool.submit(tasks(8), tensors, 0)
+    expected = plain(collect(pool, 8))
+
+    def broken(actor: Any) -> None:
+        def step() -> list[Any]:
+            raise RuntimeError("an illegal memory access")
+
+        actor._engine.step = step
+
+    ray.get(actors[0].__ray_call__.remote(broken))
+    pool.submit(tasks(8), tensors, 1)
+    assert plain(collect(pool, 8)) == expected
+    assert pool.lost == 1
+    assert "rollout actor 0 was lost (its engine failed: RuntimeError: an illegal memory access)" in said[0]
+
+
+def test_an_actor_without_a_place_leaves_its_prompts_to_the_others(actors: list[Any], adapter: Any) -> None:
+    nowhere = RolloutActor.options(resources={"nowhere": 1}).remote(REFERENCE, 512, 16, 4, "auto")
+    said: list[str] = []
+    pool = pool_of([actors[0], nowhere], adapter[1], said, stall=10)
+    pool.submit(tasks(8), adapter[0], 0)
+    found = collect(pool, 8)
+    assert all({c.first_version, c.adapter_version} == {0} for group in found.values() for c in group)
+    assert "rollout actor 1 has not started for 10 seconds" in said
+    ray.kill(nowhere)
 
 
 def test_in_a_pause_nothing_is_drawn(actors: list[Any], adapter: Any) -> None:

@@ -85,5 +85,7 @@ def test_answers_pairs_and_rewards(runs: Runs) -> None:
         ]
         for task in skills.tasks(40, split="heldout", seed=5)
     ]
+    assert model.fits(chats[0][0])
+    assert not model.fits([*chats[0][0][:1], {"role": "assistant", "content": "far too much " * 60}])
     good, bad = (model.score([pair[side] for pair in chats]) for side in (0, 1))  # type: ignore[misc]
     assert sum(g > b for g, b in zip(good, bad, strict=True)) > 0.8 * len(good)

@@ -89,5 +89,5 @@ def test_kl_controller() -> None:
     assert moved.coefficient == pytest.approx(0.1 * 1.05 * 1.1)
     moved.update(0.0, 50)
     assert moved.coefficient == pytest.approx(0.1 * 1.05 * 1.1 * 0.9)
-    moved.update(0.0, 10_000)
-    assert moved.coefficient == 0  # never a reward for being far away
+    moved.update(0.0, 10_000)  # as many as the horizon: it can come back
+    assert moved.coefficient == pytest.approx(0.1 * 1.05 * 1.1 * 0.9 * 0.8)

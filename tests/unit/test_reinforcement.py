@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from plumbline.api.stages.rlhf import (
 from plumbline.api.stages.training import ParallelismSpec
 from plumbline.errors import InvalidInput
 from plumbline.rollout.collector import Adapter
+from plumbline.rollout.engine import Completion
 from plumbline.rollout.groups import Group, Sample, Task
 from plumbline.training.checkpoint import CheckpointStore
 from plumbline.training.loop import Interrupted
@@ -156,6 +158,32 @@ def test_an_engine_with_other_weights_is_found_out(tmp_path: Path) -> None:
     spec = spec_of("grpo", prompts_per_step=8, group_size=4, steps=3)
     with pytest.raises(InvalidInput, match=r"rlhf\.rollout\.syncTolerance: a rollout engine and the trainer differ by"):
         reinforce(spec, tmp_path, pool=Deaf)
+
+
+def test_a_canary_that_is_no_number_is_found_out(tmp_path: Path) -> None:
+    class Numb(LocalPool):
+        def collect(self, seconds: float) -> list[tuple[int, list[Completion]]]:
+            return [
+                (place, found if place >= 0 else [replace(c, logprobs=[math.nan] * len(c.logprobs)) for c in found])
+                for place, found in super().collect(seconds)
+            ]
+
+    spec = spec_of("grpo", prompts_per_step=4, group_size=2, steps=1)
+    with pytest.raises(InvalidInput, match="differ by nan"):
+        reinforce(spec, tmp_path, pool=Numb)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "drGrpo", "gspo"])
+def test_groups_that_teach_nothing_count_in_the_mean(algorithm: str, tmp_path: Path) -> None:
+    """Not computed where no KL asks for them, they leave the step as it is where they are (the constant of Dr.GRPO is one)."""
+    told = []
+    for weight in (0.0, 1e-12):
+        spec = spec_of(algorithm, prompts_per_step=8, group_size=4, steps=1, kl_coefficient=weight)
+        told += reinforce(spec, tmp_path / str(weight))
+    assert 0 < told[0]["equalGroups"] < 1
+    assert told[0]["tokens"] < told[1]["tokens"]
+    for figure in ("loss", "gradNorm"):
+        assert told[0][figure] == pytest.approx(told[1][figure], rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.parametrize("staleness", [1, 3])

@@ -11,7 +11,7 @@ import pytest
 from plumbline.api.stages.rewards import MatchSpec, RewardSpec
 from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.rollout.rewards import verifiable
-from plumbline.rollout.rewards.scorer import Answer, Scorer, key_variables, names, total
+from plumbline.rollout.rewards.scorer import UNSCORED, Answer, Scorer, key_variables, names, total
 from plumbline.rollout.rewards.verifiable import READY, block_of, exact_match, json_schema, numeric_match, overlong, reward
 from plumbline.sandbox import supported
 
@@ -250,6 +250,13 @@ def test_a_reward_model_is_given_whole_chats() -> None:
     scorer = Scorer([RewardSpec(type="rewardModel")], 10, "here", score)
     assert [part["rewardModel"] for part in scorer.score(PROMPT, answers("a", "bcd"), "")] == [1, 3]
     assert seen[1] == [*PROMPT, {"role": "assistant", "content": "bcd"}]
+
+
+def test_what_is_too_long_for_the_reward_model_gets_its_groups_mean() -> None:
+    scorer = Scorer([RewardSpec(type="rewardModel")], 10, "here", lambda chats: [1.0, None, 3.0])
+    found = scorer.score(PROMPT, answers("a", "b", "c"), "")
+    assert [part["rewardModel"] for part in found] == [1, 2, 3]
+    assert [part.get(UNSCORED, 0) for part in found] == [0, 1, 0]
 
 
 @pytest.mark.parametrize("scores", [[1.0], [1.0, float("nan")], [1.0, float("inf")]])

@@ -96,7 +96,7 @@ class KlController:
     horizon: int
 
     def update(self, kl: float, answers: int) -> None:
-        """β *= 1 + clip(kl/target - 1, ±0.2)·answers/horizon, never below 0."""
+        """β *= 1 + clip(kl/target - 1, ±0.2)·answers/horizon; more answers than the horizon count as that many, so that β stays positive."""
         if self.target is not None:
             error = min(0.2, max(-0.2, kl / self.target - 1))
-            self.coefficient *= max(0.0, 1 + error * answers / self.horizon)
+            self.coefficient *= 1 + error * min(1.0, answers / self.horizon)

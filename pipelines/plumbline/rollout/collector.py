@@ -123,7 +123,7 @@ class Collector:
         groups: list[Group] = []
         kept = 0
         while kept < self._per_step and len(groups) < MOST_DRAWN * self._per_step:
-            need = self._per_step - kept
+            need = min(self._per_step - kept, MOST_DRAWN * self._per_step - len(groups))
             missing = self._taken + need - self._handed_out
             if missing > 0:
                 canaries += self._hand_out(self._next(missing), adapter, version)
@@ -134,13 +134,18 @@ class Collector:
             further = min(self._staleness, self._steps - 1 - version)  # after the last step nobody learns
             ahead = self._taken + further * self._per_step - self._handed_out
             canaries += self._hand_out(self._next(ahead), adapter, version)
-        answered = [completion for canary in canaries for completion in self._canary(canary)]
+        for canary in canaries:
+            self._wait_for_canary(canary)
+        with self._changed:  # also of engines that came back
+            given, self._canaries = self._canaries, {}
+        answered = [c for completions in given.values() for c in completions if c.first_version >= version]
         if self._turns:
             self._pool.pause()
         waited = time.monotonic() - began
         samples = [sample for group in groups for sample in group.samples]
         stale = sum(version - sample.began for sample in samples) / max(1, len(samples))
-        facts = {"staleness": stale, "promptsDrawn": float(len(groups)), "promptsSoFar": float(self._taken)}
+        learned = {group.position for group in groups}
+        facts = {"staleness": stale, "promptsDrawn": float(len(learned)), "promptsSoFar": float(max(learned) + 1)}
         return groups, answered, facts | {"waitSeconds": waited}
 
     @property
@@ -169,12 +174,11 @@ class Collector:
                 raise self._failure
             return self._done.pop(position)
 
-    def _canary(self, position: int) -> list[Completion]:
+    def _wait_for_canary(self, position: int) -> None:
         with self._changed:
             self._changed.wait_for(lambda: position in self._canaries or self._failure is not None)
             if self._failure is not None:
                 raise self._failure
-            return self._canaries.pop(position)
 
     def _run(self) -> None:
         try:

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import torch
+from joblib import cpu_count  # of this container, not of the node
 from peft import LoraConfig
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
@@ -29,6 +30,7 @@ from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import NO_ADAPTER, Completion, Engine, Request, Token, build_engine
 from plumbline.rollout.groups import Task
 from plumbline.rollout.placement import placement
+from plumbline.rollout.vllm import build_vllm
 from plumbline.training.reward_model import RewardModel
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ RESTART = 1.0  # seconds before a lost actor is asked again
 SHARED_GPU = (
     0.51  # of a GPU that an actor and a training worker share: two actors do not fit on one; the worker takes the rest
 )
-REWARD_SECONDS = 600.0  # that a reward model may take for the answers to one prompt
+REWARD_SECONDS = 600.0  # that a reward model may take for the answers to one prompt, and once to be loaded
+_ASKING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,10 @@ class Report:
 class RolloutActor:
     """An engine that works through its inbox in a thread. Whoever sends the same task twice gets one answer."""
 
-    def __init__(self, reference: ModelReference, max_length: int, slots: int, actors: int) -> None:
+    def __init__(self, reference: ModelReference, max_length: int, slots: int, sharing: int, engine: str) -> None:
         # As many as are always there: sums must repeat exactly, and threads that wait for a core cost more than they give.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // (2 * actors)))
-        self._reference, self._max_length, self._slots = reference, max_length, slots
+        torch.set_num_threads(max(1, cpu_count() // sharing))
+        self._reference, self._max_length, self._slots, self._kind = reference, max_length, slots, engine
         self._birth, self._session = secrets.token_hex(8), ""
         self._inbox: queue.SimpleQueue[Work | threading.Event] = queue.SimpleQueue()  # an event: pause, and set it
         self._outboxes: dict[str, queue.SimpleQueue[tuple[int, list[Completion]]]] = {}  # by session
@@ -142,9 +145,7 @@ class RolloutActor:
             work.set()
             return
         if self._engine is None:
-            model = load_base(self._reference).to(_device())
-            end = end_tokens(load_tokenizer(self._reference), model)
-            self._engine = build_engine(model, lora_config(work.config), end, slots=self._slots, max_length=self._max_length)
+            self._engine = self._built(lora_config(work.config))
         elif self._paused:
             self._engine.resume()
         self._paused = False
@@ -169,6 +170,13 @@ class RolloutActor:
                 task.position < 0 and task.position in self._open
             ):  # a trainer waits for canaries, so they come before the rest
                 self._draw(self._engine)
+
+    def _built(self, adapter: LoraConfig) -> Engine:
+        if self._kind == "vllm":
+            return build_vllm(self._reference, adapter, self._slots, max_length=self._max_length, device=_device())
+        model = load_base(self._reference).to(_device())
+        end = end_tokens(load_tokenizer(self._reference), model)
+        return build_engine(model, adapter, end, slots=self._slots, max_length=self._max_length)
 
     def _draw(self, engine: Engine) -> None:
         for token in engine.step():
@@ -226,6 +234,7 @@ class _Member:
     open: dict[int, Task] = field(default_factory=dict)
     poll: ray.ObjectRef | None = None
     drawn: int = -1
+    loading: bool = False
     moved: float = field(default_factory=time.monotonic)
     """When it last drew a token, or had nothing to do."""
     losses: int = 0
@@ -280,10 +289,8 @@ class RolloutPool:
             for number, member in enumerate(working):
                 mine = [task for task in tasks if task.position % len(working) == number]
                 if fresh:
-                    self._canaries += 1
-                    request = replace(self._canary, id=f"canary/{self._canaries}")
-                    mine.insert(0, Task(-self._canaries, (request,)))
-                    canaries.append(-self._canaries)
+                    mine.insert(0, self._next_canary())
+                    canaries.append(mine[0].position)
                 self._send(member, mine)
             return canaries
 
@@ -292,7 +299,9 @@ class RolloutPool:
         with self._lock:
             self._paused = True
             asked = [member.actor.pause.remote() for member in self._members if not member.down]
-        ray.wait(asked, num_returns=len(asked), timeout=self._stall)
+        _, deaf = ray.wait(asked, num_returns=len(asked), timeout=self._stall)
+        if deaf:
+            self._say(f"{len(deaf)} rollout actors have not paused within {self._stall:g} seconds")
 
     def resume(self) -> None:
         """See `Pool`."""
@@ -328,7 +337,9 @@ class RolloutPool:
                     finished += self._heard(member, ray.get(reference))
                 except RayTaskError as error:
                     known = plain_cause(error)
-                    raise known or PlumblineError(f"a rollout actor failed: {str(error).splitlines()[-1]}") from error
+                    if known is not None:
+                        raise known from error
+                    self._replace(member, f"its engine failed: {str(error).strip().splitlines()[-1]}")
                 except RayError as error:
                     member.ask_at = time.monotonic() + RESTART
                     if not member.down:
@@ -338,31 +349,40 @@ class RolloutPool:
                     self._hand_over(member)
                 if not member.open or self._paused or time.monotonic() - member.moved <= self._stall:
                     continue
-                if not member.birth:  # Ray has no room for it yet, or its node is slow
-                    self._say(f"rollout actor {self._members.index(member)} has not started for {self._stall:g} seconds")
+                number, seconds = self._members.index(member), f"{self._stall:g} seconds"
+                if member.loading:
+                    self._say(f"rollout actor {number} has been loading its model for {seconds}")
                     member.moved = time.monotonic()
+                elif not member.birth:  # Ray has no room for it yet, or its node is slow
+                    self._say(f"rollout actor {number} has not started for {seconds}")
+                    member.down, member.moved = True, time.monotonic()
                 else:
-                    ray.kill(member.actor, no_restart=False)
-                    member.poll = None
-                    self._lost(
-                        member,
-                        f"it has drawn no token for {self._stall:g} seconds with {len(member.open)} prompts to answer",
-                    )
+                    self._replace(member, f"it has drawn no token for {seconds} with {len(member.open)} prompts to answer")
         return finished
+
+    def _next_canary(self) -> Task:
+        self._canaries += 1
+        return Task(-self._canaries, (replace(self._canary, id=f"canary/{self._canaries}"),))
 
     def _heard(self, member: _Member, report: Report) -> list[tuple[int, list[Completion]]]:
         if member.birth and report.birth != member.birth and not member.down:
             self._lost(member, "it was started anew")
         if member.down and not self._paused:
             member.down, tasks = False, list(member.open.values())
-            self._send(member, tasks)
-        member.birth = report.birth
-        if report.drawn != member.drawn or report.loading or not member.open:
+            self._send(member, [*([self._next_canary()] if self._work.adapter else []), *tasks])
+        if report.drawn != member.drawn or report.loading != member.loading or not member.open or not member.birth:
             member.drawn, member.moved = report.drawn, time.monotonic()
+        member.birth, member.loading = report.birth, report.loading
         mine = [(position, completions) for position, completions in report.finished if member.open.pop(position, None)]
         if any(position >= 0 for position, _ in mine):
             member.losses = 0
         return mine
+
+    def _replace(self, member: _Member, why: str) -> None:
+        """End an actor that lives and is of no use."""
+        ray.kill(member.actor, no_restart=False)
+        member.poll, member.ask_at = None, time.monotonic() + RESTART  # else the old one may still answer
+        self._lost(member, why)
 
     def _lost(self, member: _Member, why: str) -> None:
         """Give what an actor had to do to those that work."""
@@ -374,7 +394,7 @@ class RolloutPool:
                 f"rollout actor {number} was lost {member.losses} times in a row without finishing anything, last: {why}; is its "
                 "node's memory enough for the model?"
             )
-        member.birth, member.down, member.drawn, member.moved = "", True, -1, time.monotonic()
+        member.birth, member.loading, member.down, member.drawn, member.moved = "", False, True, -1, time.monotonic()
         if not member.open:
             return
         self._say(f"rollout actor {number} was lost ({why}); {len(member.open)} prompts are asked again")
@@ -402,16 +422,19 @@ class RewardActor:
     """Holds a reward model."""
 
     def __init__(self, reference: ModelReference) -> None:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+        torch.set_num_threads(max(1, cpu_count() // 2))
         self._reference = reference
         self._model: RewardModel | None = None
 
-    def score(self, chats: list[Chat]) -> list[float]:
-        """The reward of each chat's last answer."""
+    def score(self, chats: list[Chat]) -> list[float | None]:
+        """The reward of each chat's last answer; None where a chat is too long. An answer that is written and read again may have more tokens than
+        were drawn."""
         if self._model is None:  # not in the constructor: Ray would lose the sentence of an error there
             self._model = RewardModel.load(self._reference)
             self._model.model.to(_device())
-        return self._model.score(chats)
+        fitting = [self._model.fits(chat) for chat in chats]
+        rewards = iter(self._model.score([chat for chat, fits in zip(chats, fitting, strict=True) if fits]))
+        return [next(rewards) if fits else None for fits in fitting]
 
 
 def _device() -> str:
@@ -420,14 +443,15 @@ def _device() -> str:
     return "cuda" if own and torch.cuda.is_available() else "cpu"
 
 
-def ask(actor: ActorHandle, chats: list[Chat]) -> list[float]:
-    """Rewards from a `RewardActor`.
+def ask(actor: ActorHandle, chats: list[Chat]) -> list[float | None]:
+    """Rewards from a `RewardActor`; see there. One at a time, as it works, so that nobody's time passes in a queue.
 
     Raises:
         PlumblineError: it was lost too often, or what it raised for people.
     """
     try:
-        rewards: list[float] = ray.get(actor.score.remote(chats), timeout=REWARD_SECONDS)
+        with _ASKING:
+            rewards: list[float | None] = ray.get(actor.score.remote(chats), timeout=REWARD_SECONDS)
     except GetTimeoutError as error:
         raise PlumblineError(f"the reward model has not answered for {REWARD_SECONDS / 60:g} minutes") from error
     except RayError as error:
@@ -446,6 +470,7 @@ def rollout_pool(
     slots: int | None = None,
     max_length: int,
     colocated: bool,
+    engine: str = "auto",
     reward_model: ModelReference | None = None,
 ) -> Iterator[tuple[list[ActorHandle], ActorHandle | None]]:
     """Start the actors, and end them with the block.
@@ -458,6 +483,7 @@ def rollout_pool(
         slots: how many it decodes together.
         max_length: longest prompt with answer, in tokens.
         colocated: an actor takes a part of a trainer's GPU instead of a whole one.
+        engine: `auto` or `vllm`.
         reward_model: one that is to be asked.
     """
     found = max(ray.cluster_resources().get("GPU", 0), json.loads(os.environ.get(GROWS_TO, "{}")).get("GPU", 0))
@@ -472,7 +498,9 @@ def rollout_pool(
     for remark in place.remarks:
         log.warning(remark)
     slots = slots or min(MAX_SLOTS, max(8, -(-answers // workers)))
-    actors = [RolloutActor.options(**place.actor).remote(reference, max_length, slots, workers) for _ in range(workers)]
+    placed = RolloutActor.options(**place.actor)
+    sharing = 1 if "resources" in place.actor else 2 * workers  # a Pod's CPUs, or a machine's with trainers
+    actors = [placed.remote(reference, max_length, slots, sharing, engine) for _ in range(workers)]
     judge = None
     if reward_model is not None:
         judge = RewardActor.options(**place.judge, max_task_retries=3).remote(reward_model)

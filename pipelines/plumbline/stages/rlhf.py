@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from ray.actor import ActorHandle
 
 from plumbline.api.stages.rlhf import RlhfSpec
@@ -88,7 +91,8 @@ def run(context: StageContext, spec: RlhfSpec) -> None:
         slots=spec.rollout.slots,
         max_length=spec.max_length,
         colocated=spec.rollout.placement == "colocated",
-        reward_model=reward_model,
+        engine=spec.rollout.engine,
+        reward_model=reward_model if any(reward.type == "rewardModel" for reward in spec.rewards) else None,
     ) as (actors, judge):
         done = tune(
             context,
@@ -174,6 +178,9 @@ class Rollouts:
         engine, world = self._engine, self._engine.world
         adapter = engine.adapter()
         taken: tuple[list[Group], list[Completion], dict[str, float]] = [], [], {}
+        if self._spec.rollout.placement == "colocated" and world.device.type == "cuda":
+            torch.cuda.empty_cache()  # it is the actors' turn
+            world.maximum(0)  # everyone's
         if world.rank == 0:
             taken = self._opened().take(adapter, version=step)
         groups, canaries, facts = world.gather(taken)[0]
@@ -274,11 +281,10 @@ class Rollouts:
         batches = [
             collate([[Sequence([*prompt, *c.tokens], [False] * len(prompt) + [True] * len(c.tokens))]]) for c in canaries
         ]
-        gap = 0.0
+        gaps = [0.0]
         for found, canary in zip(self._engine.log_probs(batches), canaries, strict=True):
-            gaps = [abs(a - b) for a, b in zip(found.tolist(), canary.logprobs, strict=True)]
-            gap = max(gap, sum(gaps) / len(gaps))
-        limit = self._spec.rollout.sync_tolerance
+            gaps.append(statistics.fmean(abs(a - b) for a, b in zip(found.tolist(), canary.logprobs, strict=True)))
+        limit, gap = self._spec.rollout.sync_tolerance, next((g for g in gaps if math.isnan(g)), max(gaps))
         if not gap <= limit:
             raise InvalidInput(
                 f"{self._where}.rollout.syncTolerance: a rollout engine and the trainer differ by {gap:.3g} in a token's mean "

@@ -17,19 +17,25 @@ from plumbline.training.reward_model import HEAD, HEAD_FILE, value_head
 
 
 class Values(TargetLogProbs):
-    """Its forward returns the value of every place before a target: a linear function, without bias, of the hidden state there."""
+    """Its forward returns the value of every place before a target: a linear function of the hidden state there.
+
+    Args:
+        causal: the model.
+        head: the function's weight.
+        shift: what is taken off, which does not learn.
+    """
 
     has_logits = False
 
-    def __init__(self, causal: PeftModel | PreTrainedModel, head: nn.Linear) -> None:
+    def __init__(self, causal: PeftModel | PreTrainedModel, head: nn.Linear, shift: float = 0.0) -> None:
         super().__init__(causal)
-        self.head = head
+        self.head, self._shift = head, shift
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> torch.Tensor:
         """[N] values, float32."""
         states = self.hidden(batch, batch.predict_at).to(self.head.weight.dtype)
         values: torch.Tensor = self.head(states).sum(dim=1)  # of one: FSDP2 wants no view
-        return values
+        return values - self._shift
 
 
 def build_critic(policy: ModelReference, reward_model: ModelReference | None, spec: RlhfSpec, where: str) -> Values:
@@ -39,9 +45,10 @@ def build_critic(policy: ModelReference, reward_model: ModelReference | None, sp
     if artifact is None or reward_model is None or stands_on(reward_model) != stands_on(policy):
         trainable = build_trainable(policy, spec, where)
         return Values(trainable.causal, value_head(trainable.base, spec.seed))
+    reward = artifact.details["reward"]
     inherited = spec.model_copy(update={"adapter": None})
     trainable = build_trainable(reward_model, inherited, where)
     head = value_head(trainable.base, spec.seed)
     with torch.no_grad():
-        head.weight.copy_(load_file(artifact.local() / HEAD_FILE)[HEAD] / artifact.details["reward"]["std"])
-    return Values(trainable.causal, head)
+        head.weight.copy_(load_file(artifact.local() / HEAD_FILE)[HEAD] / reward["std"])
+    return Values(trainable.causal, head, reward["mean"] / reward["std"])

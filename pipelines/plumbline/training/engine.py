@@ -287,6 +287,14 @@ class TrainEngine:
             _local(p).copy_(values[name])
 
 
+def together(told: list[dict[str, float]]) -> dict[str, float]:
+    """What several steps of an engine say: their tokens in all, and means of what those say that had any."""
+    whole = [one for one in told if one["tokens"]] or told
+    names = {name: None for one in whole for name in one}
+    found = {name: [one[name] for one in whole if name in one] for name in names}
+    return {name: sum(values) / (1 if name == "tokens" else len(values)) for name, values in found.items()}
+
+
 def _local(p: torch.Tensor) -> torch.Tensor:
     return p.to_local().detach() if isinstance(p, DTensor) else p.detach()
 

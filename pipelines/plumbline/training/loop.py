@@ -13,7 +13,7 @@ from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
 from plumbline.training.checkpoint import Checkpoint, CheckpointStore, CheckpointWriter, Piece
 from plumbline.training.early_stopping import EarlyStopping, best_step, load_best, reason_to_stop
-from plumbline.training.engine import Objective, TrainEngine
+from plumbline.training.engine import Objective, TrainEngine, together
 from plumbline.training.schedule import learning_rate
 from plumbline.training.throughput import Meter
 
@@ -100,7 +100,7 @@ def train(
                     told.append(engine.step(micro_batches, objective, rate))
                 except InvalidInput as error:
                     raise InvalidInput(f"step {step + 1}: {error}") from error
-            metrics = {**metrics, **_together(told)}
+            metrics = {**metrics, **together(told)}
             measured = early is not None and early.due(step + 1, steps)
             if early is not None and measured:
                 metrics = {**metrics, **early.measure()}
@@ -128,14 +128,6 @@ def train(
     finally:
         writer.wait()
     world.maximum(0)  # whoever returns first may look for the shards of all
-
-
-def _together(told: list[dict[str, float]]) -> dict[str, float]:
-    """Figures of several updates: their tokens in all, and means of what those say that had any."""
-    whole = [one for one in told if one["tokens"]] or told
-    names = {name: None for one in whole for name in one}
-    found = {name: [one[name] for one in whole if name in one] for name in names}
-    return {name: sum(values) / (1 if name == "tokens" else len(values)) for name, values in found.items()}
 
 
 def _best_steps(history: list[dict[str, float]], store: CheckpointStore, early: EarlyStopping) -> set[int]:

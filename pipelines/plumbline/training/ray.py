@@ -76,7 +76,10 @@ def launch(worker: Worker, job: Any, parallelism: ParallelismSpec, storage: str,
                 train_loop_config={"worker": worker, "job": job, "outbox": outbox, "group": group},
                 torch_config=TorchConfig(backend=backend("GPU" in bundle), timeout_s=COLLECTIVE),
                 scaling_config=ray.train.ScalingConfig(
-                    num_workers=size, use_gpu="GPU" in bundle, resources_per_worker=bundle
+                    num_workers=size,
+                    use_gpu="GPU" in bundle,
+                    resources_per_worker=bundle,
+                    placement_strategy="PACK" if "GPU" in bundle else "SPREAD",  # CPUs of the whole Pod for each
                 ),
                 run_config=ray.train.RunConfig(
                     name=f"group-{number}",

@@ -22,7 +22,7 @@ from plumbline.rollout.advantages import (
 from plumbline.rollout.groups import Group, Sample
 from plumbline.rollout.rewards.scorer import UNSCORED
 from plumbline.training.batch import MicroBatch, Sequence, micro_batches, share
-from plumbline.training.engine import Objective, TrainEngine
+from plumbline.training.engine import Objective, TrainEngine, together
 from plumbline.training.objectives.dpo import dpo
 from plumbline.training.objectives.policy_gradient import PolicyLoss, policy_gradient
 from plumbline.training.objectives.sft import sft
@@ -135,9 +135,9 @@ class Learner:
             return [self._layout(learned)], metrics
         answers = [self._answers(place, group) for place, group in mine]
         metrics |= self._advantages(mine, answers)
-        every = [[a for a in found if self._teaches(a, group)] for found, (_, group) in zip(answers, mine, strict=True)]
-        parts = [[[a for a in found if a.update == u] for found in every] for u in range(self._updates)]
-        updates = [self._layout([[a.sequence for a in found] for found in part if found]) for part in parts]
+        counted = [[a for a in found if not self._dropped(a)] for found in answers]
+        parts = [[[a for a in found if a.update == u] for found in counted] for u in range(self._updates)]
+        updates = [self._update(part) for part in parts]
         metrics |= self._teach_critic(step, updates * self._epochs)
         if step < (spec.option("critic_warmup_steps") or 0):
             return [], metrics
@@ -164,13 +164,29 @@ class Learner:
         ids = [*prompt, *sample.tokens]
         return Sequence(ids, [i >= len(prompt) for i in range(len(ids))])
 
-    def _teaches(self, answer: _Answer, group: Group) -> bool:
-        """Whether there is anything to learn from it."""
-        if self._spec.option("drop_truncated") and answer.sample.finish_reason == "length":
-            return False
-        in_loss = self._spec.algorithm not in KL_IN_REWARD and bool(self._spec.option("kl_coefficient"))
-        alone = len(group.samples) == 1 or self._spec.algorithm in KL_IN_REWARD
-        return in_loss or alone or not group.equal
+    def _dropped(self, answer: _Answer) -> bool:
+        return bool(self._spec.option("drop_truncated")) and answer.sample.finish_reason == "length"
+
+    def _update(self, answers: list[list[_Answer]]) -> list[MicroBatch]:
+        """This rank's micro-batches of an update. Answers whose loss has no gradient are not computed, and the mean counts them."""
+        penalised = self._spec.algorithm not in KL_IN_REWARD and bool(self._spec.option("kl_coefficient"))
+        moving = [[a for a in found if penalised or bool(a.advantage.any())] for found in answers]
+        batches = self._layout([[a.sequence for a in found] for found in moving if found])
+        idle = self._weight(answers) - self._weight(moving)
+        ranks = [rank for rank, there in enumerate(self._engine.world.gather(bool(batches))) if there]
+        if ranks[:1] == [self._engine.world.rank]:
+            batches[0] = replace(batches[0], per_step={"idle": idle})
+        return batches
+
+    def _weight(self, answers: list[list[_Answer]]) -> float:
+        """What the mean of the loss counts these answers as, over all ranks."""
+        tokens, number = self._engine.world.totals(
+            sum(len(a.sample.tokens) for found in answers for a in found), sum(len(found) for found in answers)
+        )
+        spec = self._spec
+        return {"tokens": tokens, "sequences": number, "constant": number * spec.sampling.max_tokens}[
+            spec.option("aggregate")
+        ]
 
     def _advantages(self, mine: list[tuple[int, Group]], answers: list[list[_Answer]]) -> dict[str, float]:
         """Set every answer's advantage, and its other values; metrics."""
@@ -238,9 +254,7 @@ class Learner:
             return {}
         rate = learning_rate(step, self._spec.steps, self._critic.spec)
         objective = clipped_value(self._spec.option("value_clip"))
-        told: dict[str, float] = {}
-        for batches in updates:
-            told = self._critic.step(batches, objective, rate)
+        told = together([self._critic.step(batches, objective, rate) for batches in updates])
         return {
             new: told[old]
             for old, new in (("loss", "valueLoss"), ("gradNorm", "valueGradNorm"), ("valueClipFraction",) * 2)
@@ -257,20 +271,14 @@ class Learner:
         for sequence in shown:
             sequence.values = {name: [0.0] * sequence.targets for name in names}
         taught = self._layout([[sequence] for sequence in shown[world.rank :: world.size]])
-        tokens, number, targets = world.totals(
-            sum(len(a.sample.tokens) for found in answers for a in found),
-            sum(len(found) for found in answers),
-            sum(len(batch.targets) for batch in taught),
-        )
-        weights = {"tokens": tokens, "sequences": number, "constant": number * spec.sampling.max_tokens}[
-            spec.option("aggregate")
-        ]
+        (targets,) = world.totals(sum(len(batch.targets) for batch in taught))
+        weights = self._weight(answers)
         mixed = [*((b, 0.0) for b in batches), *((b, 1.0) for b in taught)]
         return [
             replace(
                 batch,
                 per_sequence={**batch.per_sequence, "demonstration": torch.full((batch.size,), demonstration)},
-                per_step={"weights": weights, "demonstrations": targets},
+                per_step={**batch.per_step, "weights": weights, "demonstrations": targets},
             )
             for batch, demonstration in mixed
         ]

@@ -84,6 +84,10 @@ class RewardModel:
         """Of its base."""
         return load_tokenizer(self.reference)
 
+    def fits(self, chat: Chat) -> bool:
+        """Whether a chat is no longer than those that the model was trained for."""
+        return len(encode_chat(self.tokenizer, chat, self.max_length + 1, "last").ids) <= self.max_length
+
     @torch.no_grad()
     def score(self, chats: list[Chat], micro_batch_tokens: int = 8192) -> list[float]:
         """The reward of each chat's last answer.

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from joblib import cpu_count  # of this container, not of the node
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 Item = TypeVar("Item")
@@ -72,7 +73,7 @@ class World:
         else:
             device = torch.device("cpu")
             local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+            torch.set_num_threads(max(1, cpu_count() // local))
             keep_freed_memory()
         return cls(rank, size, device, told_to_end() if dist.is_torchelastic_launched() else never)
 

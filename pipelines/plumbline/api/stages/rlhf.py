@@ -127,6 +127,8 @@ NO_KL = "klTarget moves a klCoefficient that is 0; set klCoefficient above 0, wh
 
 NO_PENALTY = "klEstimator is of a penalty whose klCoefficient is 0; set klCoefficient above 0 too, or leave it out"
 
+TURNS = "colocated actors pause while the trainer learns, so answers would only get older; set staleness: 0, or placement: disaggregated"
+
 NO_ROOM = "maxLength holds prompt and answer; set sampling.maxTokens below it"
 
 
@@ -153,6 +155,7 @@ class RlhfSpec(TrainingSpec):
             "!has(self.rollout) || self.rollout.placement != 'colocated' || self.rollout.engine != 'vllm'",
             NO_TURNS,
         ),
+        ("!has(self.rollout) || self.rollout.placement != 'colocated' || self.staleness == 0", TURNS),
         ("!has(self.klTarget) || !has(self.klCoefficient) || self.klCoefficient > 0.0", NO_KL),
         (
             "!has(self.klEstimator) || (has(self.klCoefficient) ? self.klCoefficient > 0.0 : self.algorithm in "
@@ -214,7 +217,7 @@ class RlhfSpec(TrainingSpec):
     """rloo, reinforcePlusPlus, ppo: klCoefficient is moved so that the KL of an answer comes near this many nats (arXiv 1909.08593).
     Unset: it stays."""
     kl_horizon: PositiveInt | None = None
-    """How fast: answers until the coefficient may have changed by a factor of about e^0.2 at most, 10000."""
+    """How fast: answers until the coefficient may have changed by a factor of about e^0.2, 10000. A step changes it by a fifth at most."""
     scale_advantages: bool | None = None
     """Divide by the group's standard deviation: true (drGrpo: false)."""
     aggregate: Literal["tokens", "sequences", "constant"] | None = None
@@ -292,6 +295,8 @@ class RlhfSpec(TrainingSpec):
             found.append(("rollout.workers", PAIRED))
         if self.rollout.placement == "colocated" and self.rollout.engine == "vllm":
             found.append(("rollout.engine", NO_TURNS))
+        if self.rollout.placement == "colocated" and self.staleness:
+            found.append(("staleness", TURNS))
         if (self.critic_warmup_steps or 0) >= self.steps:
             found.append(("criticWarmupSteps", f"of {self.steps} steps the policy would learn in none; lower it"))
         for i, reward in enumerate(self.rewards):

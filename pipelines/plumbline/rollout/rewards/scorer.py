@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+from joblib import cpu_count  # of this container, not of the node
 
 from plumbline.api.stages.rewards import RewardSpec
 from plumbline.api.stages.rlhf import reward_key
@@ -37,7 +38,7 @@ class Answer:
     cut: bool
 
 
-RewardModel = Callable[[list[Chat]], list[float]]
+RewardModel = Callable[[list[Chat]], list[float | None]]
 """Chats that end with the answer → scores."""
 Values = Sequence[float | None]
 Score = Callable[[Chat, list[Answer], str], Values]
@@ -61,7 +62,7 @@ class Scorer:
 
     def __init__(self, specs: list[RewardSpec], max_tokens: int, where: str, reward_model: RewardModel | None) -> None:
         # As many as cores: more tests at once than can run would use up their seconds waiting.
-        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="reward")
+        self._pool = ThreadPoolExecutor(cpu_count(), thread_name_prefix="reward")
         self._scores: dict[str, Score] = {}
         for i, (name, variable, spec) in enumerate(zip(names(specs), key_variables(specs), specs, strict=True)):
             self._scores[name] = self._score_of(spec, max_tokens, f"{where}[{i}]", variable, reward_model)
@@ -136,7 +137,7 @@ class Scorer:
 def _modelled(reward_model: RewardModel, where: str) -> Score:
     def score(prompt: Chat, answers: list[Answer], reference: str) -> Values:
         values = reward_model([[*prompt, {"role": "assistant", "content": answer.text}] for answer in answers])
-        if len(values) != len(answers) or not all(map(math.isfinite, values)):
+        if len(values) != len(answers) or not all(value is None or math.isfinite(value) for value in values):
             raise PlumblineError(
                 f"{where}: the reward model gave {values[:8]} for {len(answers)} answers, not one finite score each"
             )

@@ -54,8 +54,8 @@ def policy_gradient(how: PolicyLoss) -> Objective:
     Needs in `per_target`: `advantage`; `behaviour`, the engine's log-probabilities, which are log π_old where nothing is done about a
     mismatch; `old`, the trainer's before the step's first update, where something is; `reference` with a KL penalty. With `ptx_weight` every sequence has
     `demonstration` in `per_sequence`: 1 for those that are learned by heart, whose other values mean nothing.
-    The normaliser counts the answers' tokens or answers, so the gradient does not depend on how they are split up; `per_step` of a step with
-    demonstrations has `weights`, what that normaliser is over the whole step, and `demonstrations`, their targets.
+    The normaliser counts the answers' tokens or answers, so the gradient does not depend on how they are split up; `idle` in `per_step` of one
+    micro-batch is what answers that need not be computed add to it. `per_step` of a step with demonstrations has `weights`, what that normaliser is over the whole step, and `demonstrations`, their targets.
     """
 
     def loss(logps: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
@@ -96,6 +96,7 @@ def policy_gradient(how: PolicyLoss) -> Objective:
             normaliser = answers * how.longest
         else:
             normaliser = count
+        normaliser = normaliser + batch.per_step.get("idle", 0.0)
         total = (losses * weights).sum()
         if shown is not None and how.ptx_weight and batch.per_step["demonstrations"]:
             nll = -(logps * (1 - mine)).sum()

@@ -1,0 +1,363 @@
+"""vLLM as an engine, where a run asks for it; an optional library, with pins of its own.
+
+It is driven step by step in the caller's thread and process. The adapter stays beside the weights, and vLLM draws by itself:
+a seed gives the same answer every time, but not the one that the other engines give. Its process should hold nothing else:
+vLLM seeds all random streams, takes `torch.set_num_threads` away, and an engine that goes takes another's groups along.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import random
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from plumbline.errors import InvalidInput, PlumblineError, one_line
+from plumbline.models.load import end_tokens, load_base, load_tokenizer, model_folder
+from plumbline.models.reference import ModelReference
+from plumbline.rollout.adapter import AdaptedWeights
+from plumbline.rollout.decoder import linear_weights
+from plumbline.rollout.engine import NO_ADAPTER, Request, Sampling, Token, generate
+from plumbline.rollout.sampling import Running, check_request
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import RequestOutput
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM makes room; an adapter's may be below
+LEAST_TEMPERATURE = 0.01  # below it vLLM samples at this one
+READ_TOKENS = 8192  # in one step; longer prompts take several
+PAGE_TOKENS = 128  # the largest page of cache
+INSTEAD = "set rollout.engine: auto"
+
+
+class VllmEngine:
+    """See `Engine`. What adapters do to the cache is its affair: each has a name of its own, which pages are found by.
+
+    Args:
+        folder: the base model in Hugging Face form.
+        model: the same, for its shape and dtype; it is not kept.
+        adapter_config: configuration of the adapters to come; None if there will be none.
+        eos_token_ids: tokens that end an answer.
+        slots: requests worked on at the same time.
+        max_length: longest prompt and answer together, in tokens.
+
+    Raises:
+        InvalidInput: vLLM does not know this kind of adapter.
+        Exception: whatever vLLM raises for a model that it cannot run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: PreTrainedModel,
+        adapter_config: LoraConfig | None,
+        eos_token_ids: Sequence[int],
+        slots: int,
+        max_length: int,
+    ) -> None:
+        rank = _largest_rank(adapter_config)
+        self.adapter_version = NO_ADAPTER
+        self.max_length = max_length
+        self._eos = frozenset(eos_token_ids)
+        self._vocabulary = _vocabulary(model)
+        self._config = adapter_config
+        # Shapes alone: what fits is refused or taken as by the engines that merge.
+        shapes = {name: weight.to("meta") for name, weight in linear_weights(model).items()}
+        self._weights = AdaptedWeights(adapter_config, shapes)
+        self._lora: LoRARequest | None = None
+        self._loads = 0
+        self._running: dict[str, Running] = {}
+        self._count = 0
+
+        from vllm import EngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._on_cpu = current_platform.device_type == "cpu"
+        arguments = EngineArgs(
+            model=str(folder),
+            load_format="safetensors",
+            trust_remote_code=False,
+            skip_tokenizer_init=True,
+            generation_config="vllm",  # not the folder's: nothing but the request says how is sampled
+            dtype=str(model.dtype).removeprefix("torch."),
+            max_model_len=max_length,
+            max_num_seqs=slots,
+            max_num_batched_tokens=max(slots, min(READ_TOKENS, slots * max_length)),
+            logprobs_mode="processed_logprobs",  # what tokens are drawn with; the default is at temperature 1, without top_p
+            enable_prefix_caching=True,
+            async_scheduling=False,  # a token would be under way when the weights change
+            # Of a node it would take nearly all, which others work on too; of a GPU it may.
+            kv_cache_memory_bytes=_cache_bytes(model, slots, max_length) if self._on_cpu else None,
+            enforce_eager=self._on_cpu,  # compiling takes minutes, and a compiler
+            disable_log_stats=True,
+            **({"enable_lora": True, "max_loras": 1, "max_lora_rank": rank} if rank else {}),
+        )
+        with self._uncompiled():
+            self._engine = LLMEngine.from_engine_args(arguments)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
+    def submit(self, request: Request) -> None:
+        check_request(request, {held.request.id for held in self._running.values()}, self.max_length, self._vocabulary)
+        if 0 < request.sampling.temperature < LEAST_TEMPERATURE:
+            raise InvalidInput(
+                f"request '{request.id}': temperature {request.sampling.temperature} must be 0 (greedy) or at least "
+                f"{LEAST_TEMPERATURE} with vLLM"
+            )
+        self._add(Running(request))
+
+    def cancel(self, request_id: str) -> None:
+        for key in [key for key, held in self._running.items() if held.request.id == request_id]:
+            del self._running[key]
+            self._engine.abort_request([key])
+
+    def step(self) -> list[Token]:
+        if not self.busy:
+            return []
+        if not self._engine.has_unfinished_requests():
+            raise PlumblineError(f"vLLM holds none of {len(self._running)} unfinished requests")
+        with self._uncompiled():
+            outputs = self._engine.step()
+        return [token for output in outputs if output.request_id in self._running for token in self._drawn(output)]
+
+    def load_adapter(self, tensors: dict[str, torch.Tensor], version: int) -> None:
+        self._weights.load({name: tensor.to("meta") for name, tensor in tensors.items()})
+        self._change(self._taken(tensors) if tensors else None)
+        self.adapter_version = version
+
+    def pause(self) -> None:
+        """Stop all requests. The memory is kept: vLLM gives it back on GPUs only, and in a mode of its own."""
+        self._engine.abort_request(list(self._running))
+
+    def resume(self) -> None:
+        self._read_again()
+
+    def _taken(self, tensors: dict[str, torch.Tensor]) -> LoRARequest:
+        """An adapter's place in vLLM, which reads it from a folder."""
+        from vllm.lora.request import LoRARequest
+
+        assert self._config is not None
+        # A count of our own: a trainer may give a version twice, and pages read with the first would be found again.
+        self._loads += 1
+        with TemporaryDirectory(prefix="plumbline-adapter-") as folder:
+            file = Path(folder, "adapter_model.safetensors")
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file)
+            Path(folder, "adapter_config.json").write_text(json.dumps(_described(self._config, tensors)))
+            lora = LoRARequest(str(self._loads), self._loads, folder)
+            try:
+                self._engine.add_lora(lora)
+            except ValueError as error:
+                raise InvalidInput(f"adapter: vLLM does not take it: {one_line(error)}; {INSTEAD}") from error
+        return lora
+
+    def _change(self, lora: LoRARequest | None) -> None:
+        self._engine.abort_request(list(self._running))
+        if self._lora is not None:
+            self._engine.remove_lora(self._lora.lora_int_id)
+        self._lora = lora
+        self._read_again()
+
+    def _read_again(self) -> None:
+        running, self._running = self._running, {}
+        for held in running.values():
+            self._add(held)
+
+    def _add(self, held: Running) -> None:
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = held.request.sampling
+        wanted = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=min(sampling.max_tokens - len(held.tokens), self.max_length - held.length),
+            seed=_seed(sampling.seed, len(held.tokens)),
+            logprobs=0,
+            stop_token_ids=sorted(self._eos),
+            ignore_eos=True,  # those that the folder names
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        self._count += 1  # a key of our own: the id may come again while vLLM still ends the one before
+        key = str(self._count)
+        self._engine.add_request(key, tokens_input(list(held.context)), wanted, lora_request=self._lora)
+        self._running[key] = held
+
+    def _drawn(self, output: RequestOutput) -> list[Token]:
+        (answer,) = output.outputs
+        if answer.finish_reason not in (None, "stop", "length"):
+            raise PlumblineError(f"vLLM gave up a request: {answer.finish_reason}")
+        held = self._running[output.request_id]
+        drawn = [
+            held.advance(token, logprobs[token].logprob, self._eos, self.max_length)
+            for token, logprobs in zip(answer.token_ids, answer.logprobs or [], strict=True)
+        ]
+        if output.finished:
+            del self._running[output.request_id]
+        return drawn
+
+    def _uncompiled(self) -> Any:
+        """vLLM's sampler is compiled at its first token, which on a CPU needs a compiler that need not be there."""
+        return torch.compiler.set_stance("force_eager" if self._on_cpu else "default")
+
+
+def build_vllm(
+    reference: ModelReference, adapter_config: LoraConfig | None, slots: int, *, max_length: int, device: str
+) -> VllmEngine:
+    """vLLM on a model's base, if its log-probabilities agree with the model's own: with an adapter, where there will be any.
+
+    Args:
+        reference: the model.
+        adapter_config: configuration of the adapters to come; None if there will be none.
+        slots: requests worked on at the same time.
+        max_length: longest prompt and answer together, in tokens.
+        device: `cpu` or `cuda`, what the caller may use.
+
+    Raises:
+        InvalidInput: vLLM is not there, is built for another device, or does not run this model or adapter as it should.
+    """
+    _largest_rank(adapter_config)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would tell its makers about this machine
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    try:
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise InvalidInput(
+            f"rollout.engine: vllm cannot be imported where rollout workers run ({one_line(error)}); pip install "
+            f"'plumbline[vllm]' there, or {INSTEAD}"
+        ) from error
+    if current_platform.device_type != device:
+        built_for = current_platform.device_type or "a device that is not here"
+        raise InvalidInput(
+            f"rollout.engine: this vllm is built for {built_for}, and the rollout worker has a {device}; "
+            f"give each worker a GPU, or {INSTEAD}"
+        )
+    model = load_base(reference)  # on the CPU, so that the GPU is vLLM's alone
+    with ExitStack() as until_loaded:
+        folder = model_folder(reference)
+        if reference.embeddings_file() is not None:
+            folder = Path(until_loaded.enter_context(TemporaryDirectory(prefix="plumbline-model-")))
+            model.save_pretrained(folder)
+        try:
+            end = end_tokens(load_tokenizer(reference), model)
+            engine = VllmEngine(folder, model, adapter_config, end, slots, max_length)
+            reason = _disagreement(engine, model, adapter_config)
+        except (PlumblineError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # any model may come here, and what it does not fit fails in ways of its own
+            reason = f"vLLM does not run it ({type(error).__name__}: {one_line(error)})"
+    if reason is not None:
+        raise InvalidInput(f"rollout.engine: {type(model).__name__}: {reason}; {INSTEAD}")
+    return engine
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    embedding: Any = model.get_input_embeddings()
+    return len(embedding.weight)
+
+
+def _largest_rank(config: LoraConfig | None) -> int:
+    """How much room vLLM is to make, 0 for none.
+
+    Raises:
+        InvalidInput: it does not know this kind of adapter.
+    """
+    if config is None:
+        return 0
+    if config.use_dora:
+        raise InvalidInput(f"rollout.engine: vLLM does not know DoRA; leave adapter.dora out, or {INSTEAD}")
+    rank = max([config.r, *(config.rank_pattern or {}).values()])
+    if rank > RANKS[-1]:
+        raise InvalidInput(
+            f"rollout.engine: vLLM takes adapters of rank {RANKS[-1]} at most, not {rank}; lower adapter.rank, or {INSTEAD}"
+        )
+    return min(room for room in RANKS if room >= rank)
+
+
+def _described(config: LoraConfig, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What vLLM needs to know of an adapter. How it began is left out: some beginnings are refused by their name."""
+    names = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+    modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors})
+    return {name: getattr(config, name) for name in names} | {"target_modules": modules}
+
+
+def _seed(seed: int, drawn: int) -> int:
+    """Of a request's tokens from number `drawn` on. vLLM begins anew for what is read again: the old stream would repeat."""
+    return random.Random(f"{seed}/{drawn}").getrandbits(62)
+
+
+def _cache_bytes(model: PreTrainedModel, slots: int, max_length: int) -> int:
+    """Keys and values for full slots."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    tokens = slots * (math.ceil(max_length / PAGE_TOKENS) + 1) * PAGE_TOKENS
+    return int(2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * tokens)
+
+
+def _disagreement(engine: VllmEngine, model: PreTrainedModel, adapter_config: LoraConfig | None) -> str | None:
+    """Compare answers to prompts of several lengths, drawn together, with the model's own log-probabilities of them.
+
+    Args:
+        engine: idle; it has the bare base afterwards.
+        model: the base, which has an adapter afterwards.
+        adapter_config: configuration of the adapters to come.
+    """
+    scored: Any = model
+    if adapter_config is not None:
+        scored, tensors = _adapted(model, adapter_config)
+        engine.load_adapter(tensors, 0)
+    vocabulary = _vocabulary(model)
+    longest = min(24, engine.max_length - 1)
+    lengths = {max(1, longest * i // 4) for i in range(1, 5)}
+    requests = [
+        Request(f"probe{n}", tuple((7 * i + n) % vocabulary for i in range(n)), Sampling(max_tokens=4, seed=n))
+        for n in lengths
+    ]
+    gaps: list[torch.Tensor] = []
+    for request, done in zip(requests, generate(engine, requests), strict=True):
+        ids = torch.tensor([[*request.prompt, *done.tokens]])
+        with torch.inference_mode():
+            logits = scored(input_ids=ids, use_cache=False).logits[0, len(request.prompt) - 1 : -1].float()
+        own = logits.log_softmax(-1).gather(1, ids[0, len(request.prompt) :, None])[:, 0]
+        gaps.append((own - torch.tensor(done.logprobs)).abs())
+    if adapter_config is not None:
+        engine.load_adapter({}, NO_ADAPTER)
+    error = float(torch.cat(gaps).mean())
+    tolerance = 1e-4 if model.dtype == torch.float32 else 0.1
+    said = f"with vLLM its log-probabilities differ by {error:.2g} from the model's (allowed {tolerance})"
+    return None if error <= tolerance else said
+
+
+@torch.no_grad()
+def _adapted(model: PreTrainedModel, config: LoraConfig) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The model with a random adapter that changes each weight by a fifth of its length, and that adapter's tensors."""
+    config = copy.deepcopy(config)
+    config.init_lora_weights = False
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        adapted = get_peft_model(model, config).eval()
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            layer: Any = module
+            change = layer.get_delta_weight("default").norm()
+            layer.lora_B["default"].weight *= 0.2 * layer.get_base_layer().weight.norm() / change
+    return adapted, get_peft_model_state_dict(adapted, save_embedding_layers=False)
