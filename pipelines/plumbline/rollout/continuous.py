@@ -18,7 +18,8 @@ from transformers.generation.continuous_batching.requests import RequestState
 from plumbline.errors import PlumblineError
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import linear_weights
-from plumbline.rollout.engine import NO_ADAPTER, Request, Sampling, Token, generate
+from plumbline.rollout.engine import NO_ADAPTER, Request, Token
+from plumbline.rollout.probe import disagreement
 from plumbline.rollout.sampling import Running, check_request, draw
 
 PAGE_TOKENS = 64
@@ -148,28 +149,6 @@ def build_continuous(
     """An engine whose log-probabilities agree with the model's own forward pass, or why there is none."""
     try:
         engine = ContinuousEngine(model, adapter_config, eos_token_ids, slots, max_length)
-        return _disagreement(engine, model) or engine
+        return disagreement(engine, model, "continuous batching") or engine
     except Exception as error:  # any model may come here, and what it does not fit fails in ways of its own
         return f"transformers' continuous batching does not run it ({type(error).__name__}: {error})"
-
-
-@torch.inference_mode()
-def _disagreement(engine: ContinuousEngine, model: PreTrainedModel) -> str | None:
-    """Compare answers to prompts of several lengths, drawn together, with the model's own log-probabilities of them."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    longest = min(24, engine.max_length - 1)
-    lengths = {max(1, longest * i // 4) for i in range(1, 5)}
-    requests = [
-        Request(f"probe{n}", tuple((7 * i + n) % vocabulary for i in range(n)), Sampling(max_tokens=4, seed=n))
-        for n in lengths
-    ]
-    gaps: list[torch.Tensor] = []
-    for request, done in zip(requests, generate(engine, requests), strict=True):
-        ids = torch.tensor([[*request.prompt, *done.tokens]], device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, len(request.prompt) - 1 : -1].float()
-        own = logits.log_softmax(-1).gather(1, ids[0, len(request.prompt) :, None])[:, 0]
-        gaps.append((own - torch.tensor(done.logprobs, device=model.device)).abs())
-    error = float(torch.cat(gaps).mean())
-    tolerance = 1e-4 if model.dtype == torch.float32 else 0.1
-    said = f"with continuous batching its log-probabilities differ by {error:.2g} from the model's (allowed {tolerance})"
-    return None if error <= tolerance else said

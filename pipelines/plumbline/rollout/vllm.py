@@ -29,7 +29,8 @@ from plumbline.models.load import end_tokens, load_base, load_tokenizer, model_f
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import linear_weights
-from plumbline.rollout.engine import NO_ADAPTER, Request, Sampling, Token, generate
+from plumbline.rollout.engine import NO_ADAPTER, Request, Token
+from plumbline.rollout.probe import disagreement
 from plumbline.rollout.sampling import Running, check_request
 
 if TYPE_CHECKING:
@@ -325,26 +326,10 @@ def _disagreement(engine: VllmEngine, model: PreTrainedModel, adapter_config: Lo
     if adapter_config is not None:
         scored, tensors = _adapted(model, adapter_config)
         engine.load_adapter(tensors, 0)
-    vocabulary = _vocabulary(model)
-    longest = min(24, engine.max_length - 1)
-    lengths = {max(1, longest * i // 4) for i in range(1, 5)}
-    requests = [
-        Request(f"probe{n}", tuple((7 * i + n) % vocabulary for i in range(n)), Sampling(max_tokens=4, seed=n))
-        for n in lengths
-    ]
-    gaps: list[torch.Tensor] = []
-    for request, done in zip(requests, generate(engine, requests), strict=True):
-        ids = torch.tensor([[*request.prompt, *done.tokens]])
-        with torch.inference_mode():
-            logits = scored(input_ids=ids, use_cache=False).logits[0, len(request.prompt) - 1 : -1].float()
-        own = logits.log_softmax(-1).gather(1, ids[0, len(request.prompt) :, None])[:, 0]
-        gaps.append((own - torch.tensor(done.logprobs)).abs())
+    reason = disagreement(engine, scored, "vLLM")
     if adapter_config is not None:
         engine.load_adapter({}, NO_ADAPTER)
-    error = float(torch.cat(gaps).mean())
-    tolerance = 1e-4 if model.dtype == torch.float32 else 0.1
-    said = f"with vLLM its log-probabilities differ by {error:.2g} from the model's (allowed {tolerance})"
-    return None if error <= tolerance else said
+    return reason
 
 
 @torch.no_grad()
