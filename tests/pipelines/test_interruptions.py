@@ -13,7 +13,7 @@ import pytest
 
 from support.embedded import RUN, Runs, Watch
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def checksums(workspace: Path) -> dict[str, dict[str, str]]:

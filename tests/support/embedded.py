@@ -92,7 +92,7 @@ class Runs:
     def run(self, file: Path, *options: str) -> tuple[int, list[dict[str, Any]], str]:
         """To its end: exit code, events, standard error."""
         process = self.start(file, *options)
-        out, err = process.communicate(timeout=540)
+        out, err = process.communicate(timeout=840)
         return process.returncode, [json.loads(line) for line in out.splitlines()], err
 
     def interrupt(self, file: Path, when: Watch, number: signal.Signals, *options: str) -> tuple[int, str]:

@@ -41,6 +41,7 @@ SHARED_GPU = (
     0.51  # of a GPU that an actor and a training worker share: two actors do not fit on one; the worker takes the rest
 )
 REWARD_SECONDS = 600.0  # that a reward model may take for the answers to one prompt, and once to be loaded
+PLACED_SECONDS = 600.0  # to wait for the places of colocated actors
 _ASKING = threading.Lock()
 
 
@@ -485,6 +486,9 @@ def rollout_pool(
         colocated: an actor takes a part of a trainer's GPU instead of a whole one.
         engine: `auto` or `vllm`.
         reward_model: one that is to be asked.
+
+    Raises:
+        PlumblineError: colocated actors find no room.
     """
     found = max(ray.cluster_resources().get("GPU", 0), json.loads(os.environ.get(GROWS_TO, "{}")).get("GPU", 0))
     place = placement(
@@ -506,6 +510,14 @@ def rollout_pool(
         judge = RewardActor.options(**place.judge, max_task_retries=3).remote(reward_model)
     spare = [placement_group([{"GPU": SHARED_GPU}]) for _ in range(place.spare)]
     try:
+        if colocated and found:  # before training workers, two of whose parts would fit on one GPU
+            there = [*(actor.__ray_ready__.remote() for actor in actors), *(part.ready() for part in spare)]
+            _, missing = ray.wait(there, num_returns=len(there), timeout=PLACED_SECONDS)
+            if missing:
+                raise PlumblineError(
+                    f"for {PLACED_SECONDS / 60:g} minutes there was no room for {len(missing)} of {len(there)} parts of GPUs that rollout "
+                    "actors share with training workers; add GPUs or lower rollout.workers and parallelism.workers"
+                )
         yield actors, judge
     finally:
         for actor in [*actors, judge] if judge else actors:
