@@ -40,6 +40,7 @@ spec:
         groupSize: 4
         maxLength: 96
         sampling: {maxTokens: 24}
+        rewards: [{type: overlong, bufferTokens: 20}, {type: regex, pattern: "[aeiou]"}]  # the base knows no answer
         optimizer: {learningRate: 1.0e-3}
         checkpoint: {everySteps: 5}
         rollout: {workers: 2}
@@ -141,6 +142,8 @@ def main() -> int:
             print(name, {key: value for key, value in runs[name].items() if key != "rows"}, flush=True)
     claims = []
     whole = runs["undisturbed"]
+    learned = sum(row["gradNorm"] > 0 for row in whole["rows"])
+    claims.append((learned > 0.9 * steps, f"undisturbed: {learned} of {steps} steps had something to learn"))
     for name, run in runs.items():
         rows = run["rows"]
         complete = [row["step"] for row in rows] == list(range(1, steps + 1)) and all(

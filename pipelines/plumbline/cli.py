@@ -10,7 +10,10 @@ import sys
 import traceback
 from pathlib import Path
 
+from plumbline.agreement_command import add_agreement
 from plumbline.kubectl.commands import add_cluster_options, add_commands
+from plumbline.rate_command import add_rate
+from plumbline.score_command import add_score
 
 EPILOG = "Exit codes: 0 done, 1 failed (try again), 2 wrong input, 3 gate not passed, 130 interrupted."
 
@@ -74,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     crd = commands.add_parser("crd", help="print the CustomResourceDefinition")
     crd.add_argument("--docs", action="store_true", help="print the reference page instead")
     crd.set_defaults(command=_crd)
+    add_agreement(commands, EPILOG)
+    add_score(commands, EPILOG)
+    add_rate(commands, EPILOG)
     add_commands(commands, EPILOG)
     return parser
 

@@ -263,6 +263,15 @@ def test_battles_in_other_clothes(tmp_path: Path, rated: Rate) -> None:
         assert rated("battles", path) == plain, path.name
 
 
+def test_names_that_cannot_be_shown(tmp_path: Path, rated: Rate, capsys: pytest.CaptureFixture[str]) -> None:
+    path = lines(tmp_path / "odd.jsonl", {**GRADE, "model": "half \ud800", "category": "[red]\udfff"})
+    assert rated("mt_bench", path)["mean_scores"][0]["categories"] == {"[red]?": 8}
+    assert main(["rate", "--format", "mt_bench", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "half ?" in shown
+    assert "[red]?" in shown
+
+
 def test_groups_that_never_met(tmp_path: Path, rated: Rate) -> None:
     apart = {**BATTLE, "model_a": "c", "model_b": "d"}
     found = rated("battles", lines(tmp_path / "apart.jsonl", BATTLE, apart))
@@ -310,6 +319,8 @@ def test_repeated_judgments_are_told(tmp_path: Path, rated: Rate) -> None:
         ("alpaca_eval", json.dumps({**ANNOTATION, "preference": True}), "preference is true; accepted: 1 to 2"),
         ("alpaca_eval", json.dumps(ANNOTATION), "no preference among its fields"),
         ("alpaca_eval", json.dumps({**ANNOTATION, "preference": 1, "index": 1.5}), "index is 1.5; accepted: a whole number"),
+        ("alpaca_eval", json.dumps({**ANNOTATION, "preference": 1, "glm_preference": 1e308}), "accepted: 0 to 1, or null"),
+        ("alpaca_eval", '{"model": "m", "preference": 1, "characters_model": 1e308}', "accepted: a number of characters"),
         ("mt_bench", json.dumps({**GRADE, "score": [8]}), "score is [8]; accepted: a grade of 0 to 10"),
         ("mt_bench", json.dumps({**GRADE, "score": 10**400}), "accepted: a grade of 0 to 10"),
         ("mt_bench", json.dumps({key: GRADE[key] for key in ("model", "score")}), "no question_id among its fields"),

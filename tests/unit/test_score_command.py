@@ -11,8 +11,13 @@ from typing import Any
 import fsspec
 import pytest
 
+from plumbline.api.stages.evaluate import TaskSpec
 from plumbline.cli import main
 from plumbline.errors import InvalidInput
+from plumbline.evaluation.benchmarks import BENCHMARKS
+from plumbline.evaluation.benchmarks import humaneval as humaneval_task
+from plumbline.evaluation.benchmarks import ifeval as ifeval_task
+from plumbline.evaluation.benchmarks.benchmark import Score
 from plumbline.evaluation.scoring import humaneval
 from plumbline.evaluation.scoring.humaneval import Problem, pass_at_k, program, score_humaneval
 from plumbline.evaluation.scoring.ifeval import clustered
@@ -181,6 +186,15 @@ def test_humaneval_counts_samples_and_tells_progress(tmp_path: Path) -> None:
     assert found.counts["problems without an output, not scored"] == 1
     assert found.counts["stored flags that agree"] == 10
     assert "AssertionError" in found.samples[-1].reason
+
+
+def test_no_k_above_the_fewest_samples_of_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(humaneval, "supported", lambda: None)
+    monkeypatch.setattr(humaneval, "failure", lambda *_: "")
+    problem = {"prompt": SQUARE.prompt, "entry_point": "square", "test": SQUARE.test}
+    samples = [{**problem, "task_id": f"t/{n % 2}", "completion": "    return 9"} for n in range(20)]
+    assert list(score_humaneval(write(tmp_path / "ten.jsonl", *samples))[0].metrics) == ["pass@1", "pass@10"]
+    assert list(score_humaneval(write(tmp_path / "nine.jsonl", *samples[1:]))[0].metrics) == ["pass@1"]
 
 
 @isolated
@@ -404,3 +418,52 @@ def test_a_file_without_permission_is_wrong_input(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(fsspec, "open", refuse)
     with pytest.raises(InvalidInput, match="Permission denied"):
         read_records(str(tmp_path / "x.jsonl"), "records")
+
+
+# The same benchmarks as tasks of an `evaluate` stage
+
+
+def task(benchmark: str, uri: Path) -> TaskSpec:
+    return TaskSpec.model_validate({"name": "t", "benchmark": benchmark, "uri": str(uri)})
+
+
+def test_ifeval_as_a_task(shared: Path) -> None:
+    items = ifeval_task.load(task("ifeval", shared / "ifeval/input_data_shared.jsonl"))
+    assert len({item.id for item in items}) == 271
+    quoted = next(item for item in items if json.loads(item.reference) == [["startend:quotation", {}]])
+    assert quoted.prompt[0]["content"] == quoted.texts[0]
+    assert ifeval_task.score('"yes"', quoted) == Score(1.0, '"yes"', {"loose": 1.0})
+    assert ifeval_task.score('Here:\n"yes"', quoted) == Score(0.0, 'Here:\n"yes"', {"loose": 1.0})
+    assert ifeval_task.score(" ", quoted) == Score(0.0, None, {"loose": 0.0})
+
+
+@isolated
+def test_humaneval_as_a_task(shared: Path) -> None:
+    items = humaneval_task.load(task("humaneval", shared / "humaneval/HumanEval_shared.jsonl"))
+    assert len(items) == 83
+    item = items[0]
+    assert humaneval_task.score(f"Here:\n```python\n{item.code}```", item).value == 1.0
+    wrong = humaneval_task.score("```python\nraise SystemExit(0)\n```", item)
+    assert (wrong.value, "SystemExit" in (wrong.extracted or "")) == (0.0, True)
+    assert humaneval_task.score("", item) == Score(0.0, None)
+
+
+def test_humaneval_as_a_task_needs_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(humaneval_task, "supported", lambda: "no Landlock")
+    with pytest.raises(InvalidInput, match=r"cannot isolate them \(no Landlock\)"):
+        humaneval_task.require_isolation()
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "row", "words"),
+    [
+        ("ifeval", {"prompt": "p"}, "two lists of one length"),
+        ("ifeval", {"prompt": 1}, "x.jsonl:1"),
+        ("ifeval", {"prompt": "p", "instruction_id_list": ["a:b"], "kwargs": [{}]}, "line 1: instruction"),
+        ("humaneval", {"prompt": "p", "entry_point": "f", "test": "t"}, "x.jsonl:1"),
+    ],
+)
+def test_rows_of_other_files_are_refused(benchmark: str, row: Any, words: str, tmp_path: Path) -> None:
+    write(tmp_path / "x.jsonl", row)
+    with pytest.raises(InvalidInput, match=words):
+        BENCHMARKS[benchmark].load(task(benchmark, tmp_path / "x.jsonl"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from plumbline.api.base import BASE
 from plumbline.api.stages.evaluate import EvaluateSpec, TaskSpec
 from plumbline.evaluation import report
-from plumbline.evaluation.benchmarks import BENCHMARKS
+from plumbline.evaluation.benchmarks import BENCHMARKS, humaneval
 from plumbline.evaluation.benchmarks.benchmark import Item
 from plumbline.evaluation.client import Question, Sampling, ask
 from plumbline.evaluation.contamination import Exposure, exposures
@@ -38,10 +38,12 @@ def run(context: StageContext, spec: EvaluateSpec) -> None:
     """Write the Report artifact. A verdict other than pass is a result too: the drivers read it from the manifest.
 
     Raises:
-        InvalidInput: a benchmark file is not what it should be.
+        InvalidInput: a benchmark file is not what it should be, or this host cannot isolate the programs of a model.
         PlumblineError: the models cannot be deployed or stop answering.
     """
     models = evaluated(context)
+    if any(task.benchmark == "humaneval" for task in spec.tasks):
+        humaneval.require_isolation()
     items = {task.name: BENCHMARKS[task.benchmark].load(task) for task in spec.tasks}
     asked = [(task, item, model) for task in spec.tasks for item in items[task.name] for model in models]
     replies = _ask(context, spec, models, asked)

@@ -20,7 +20,7 @@ class BenchmarkFilesSpec(SpecModel):
     """Data file, glob or folder; with `fields` also `hf://datasets/ORG/NAME[@REVISION][/PATH]`."""
     split: str = Field(default="test", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     """Of a data set of the hub: which split."""
-    benchmark: Literal["gsm8k", "mmlu", "promptAnswer"] | None = None
+    benchmark: Literal["gsm8k", "mmlu", "humaneval", "ifeval", "promptAnswer"] | None = None
     """Which benchmark's files they are."""
     fields: list[Annotated[str, Field(min_length=1, max_length=100)]] | None = Field(
         default=None, min_length=1, max_length=16

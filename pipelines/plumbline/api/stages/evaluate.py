@@ -30,8 +30,8 @@ class TaskSpec(SpecModel):
 
     name: Name
     """Name in reports and gates."""
-    benchmark: Literal["skills", "gsm8k", "mmlu", "promptAnswer"]
-    """`skills`: held-out `builtin://skills`. `gsm8k`: question/answer JSONL, last number compared. `mmlu`: CSV files, the letter compared. `promptAnswer`: JSONL with prompt and answer, exact match."""
+    benchmark: Literal["skills", "gsm8k", "mmlu", "humaneval", "ifeval", "promptAnswer"]
+    """`skills`: held-out `builtin://skills`. `gsm8k`: question/answer JSONL, last number compared. `mmlu`: CSV files, the letter compared. `humaneval`: its JSONL, code run against the tests in a sandbox. `ifeval`: its JSONL, all instructions followed. `promptAnswer`: JSONL with prompt and answer, exact match."""
     uri: Uri | None = None
     """Data file, glob or folder. Needed for all but `skills`."""
     limit: PositiveInt | None = None
