@@ -19,7 +19,7 @@ from typing import Any
 from side_by_side import lines_of, machine, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-RISE, WINDOW, LIMIT, STEPS = 0.3, 4, 60.0, 150
+LIMIT, STEPS = 60.0, 150
 
 
 class Reached(Exception):
@@ -28,15 +28,8 @@ class Reached(Exception):
 
 def measure(algorithm: str, seed: int) -> dict[str, Any]:
     """Reward at first and at the end, steps and processor seconds."""
-    from plumbline.api.stages.rlhf import ALGORITHMS, RlhfCheckpointSpec, RlhfOptimizerSpec, RlhfSpec, SamplingSpec
-    from support.reinforce import ANSWER, LONGEST, reinforce, taught
+    from support.reinforce import RISE, WINDOW, reinforce, spec_of, taught
 
-    alone = ALGORITHMS[algorithm]["group_size"] == 1
-    spec = RlhfSpec(
-        algorithm=algorithm, seed=seed, steps=STEPS, max_length=LONGEST, prompts_per_step=192 if alone else 32,
-        group_size=1 if alone else 8, sampling=SamplingSpec(max_tokens=ANSWER),
-        optimizer=RlhfOptimizerSpec(learning_rate=1.5e-3), checkpoint=RlhfCheckpointSpec(every_steps=1000),
-    )  # fmt: skip
     rewards: list[float] = []
     taught()
     began = time.process_time()
@@ -48,7 +41,7 @@ def measure(algorithm: str, seed: int) -> dict[str, Any]:
             raise Reached
 
     with contextlib.suppress(Reached):
-        reinforce(spec, Path(tempfile.mkdtemp()), report=report)
+        reinforce(spec_of(algorithm, seed, steps=STEPS), Path(tempfile.mkdtemp()), report=report)
     rise = statistics.mean(rewards[-WINDOW:]) - rewards[0]
     return {
         "algorithm": algorithm, "seed": seed, "first": round(rewards[0], 3), "rise": round(rise, 3), "steps": len(rewards),
@@ -61,6 +54,7 @@ def main() -> int:
     import torch
 
     from plumbline.api.stages.rlhf import ALGORITHMS
+    from support.reinforce import RISE
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from plumbline.api.stages.rlhf import RlhfSpec
+from plumbline.api.stages.rlhf import ALGORITHMS, RlhfCheckpointSpec, RlhfOptimizerSpec, RlhfSpec, SamplingSpec
 from plumbline.builtin import skills
 from plumbline.external import TINY
 from plumbline.models.load import end_tokens, load_base, load_tokenizer
@@ -37,6 +37,23 @@ REFERENCE = ModelReference(TINY)
 ALONE = World(0, 1, torch.device("cpu"))
 LONGEST, ANSWER = 64, 12
 EASY = ("sort", "take", "upper")
+RISE, WINDOW = 0.3, 4
+"""By how much the mean reward of so many steps is to be above that of the first."""
+
+
+def spec_of(algorithm: str, seed: int = 0, **options: Any) -> RlhfSpec:
+    """An algorithm as it learns these prompts: as many answers a step for those that ask each prompt once."""
+    alone = ALGORITHMS[algorithm]["group_size"] == 1
+    known: dict[str, Any] = {
+        "prompts_per_step": 192 if alone else 32,
+        "group_size": 1 if alone else 8,
+        "steps": 100,
+        "max_length": LONGEST,
+        "sampling": SamplingSpec(max_tokens=ANSWER),
+        "optimizer": RlhfOptimizerSpec(learning_rate=1.5e-3),
+        "checkpoint": RlhfCheckpointSpec(every_steps=1000),
+    }
+    return RlhfSpec(algorithm=algorithm, seed=seed, **known | options)
 
 
 class LocalPool:
