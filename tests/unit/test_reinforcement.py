@@ -96,7 +96,10 @@ def test_two_ranks_learn_what_one_does(tmp_path: Path) -> None:
         one, two = (CheckpointStore(str(tmp_path / name / algorithm)).latest() for name in ("one", "two"))
         assert one is not None
         assert two is not None
-        assert two.history[0] == pytest.approx(one.history[0], rel=1e-3, abs=1e-5), algorithm
+        first, second = (found.history[0] for found in (one, two))
+        for row in (first, second):
+            row.pop("rewardAccuracy", None)  # onlineDpo begins as its reference: the sign of rounding
+        assert second == pytest.approx(first, rel=1e-3, abs=1e-5), algorithm
         assert two.shapes.keys() == one.shapes.keys()
         assert two.extra is not None
         assert one.extra is not None

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.support.teacher import Body, Teacher, cut, prompt_of
 
 from plumbline.api.stages.rewards import RewardSpec
 from plumbline.data.synthesis.endpoint import Endpoint
@@ -20,6 +19,7 @@ from plumbline.rollout.rewards import judge as judge_module
 from plumbline.rollout.rewards.judge import Judge
 from plumbline.rollout.rewards.remote import RemoteReward
 from plumbline.rollout.rewards.scorer import Answer, Scorer
+from support.teacher import Body, Teacher, cut, prompt_of
 
 PROMPT: Any = [{"role": "user", "content": "Say how long it is."}]
 QUICK = [0.0] * 7
