@@ -35,9 +35,9 @@ def ours(model: Any, tokenizer: Any, chats: list[Any], steps: int) -> tuple[floa
     import torch
 
     from plumbline.api.stages.rlhf import RlhfOptimizerSpec, RlhfSpec, SamplingSpec
+    from plumbline.rollout.actors import lora_config
     from plumbline.rollout.engine import Request, Sampling, build_engine, generate
     from plumbline.rollout.groups import Group, Sample
-    from plumbline.rollout.pool import lora_config
     from plumbline.training.encode import encode_prompt
     from plumbline.training.engine import TrainEngine
     from plumbline.training.model import TargetLogProbs

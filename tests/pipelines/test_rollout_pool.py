@@ -17,9 +17,10 @@ from plumbline.api.stages.rlhf import RlhfSpec
 from plumbline.errors import PlumblineError
 from plumbline.external import TINY
 from plumbline.models.reference import ModelReference
+from plumbline.rollout.actors import RolloutActor
 from plumbline.rollout.engine import Completion, Request, Sampling
 from plumbline.rollout.groups import Task
-from plumbline.rollout.pool import RolloutActor, RolloutPool, rollout_pool
+from plumbline.rollout.pool import RolloutPool, rollout_pool
 from plumbline.training.model import build_trainable
 
 pytestmark = pytest.mark.ray

@@ -16,10 +16,10 @@ from plumbline.builtin import skills
 from plumbline.external import TINY
 from plumbline.models.load import end_tokens, load_base, load_tokenizer
 from plumbline.models.reference import ModelReference
+from plumbline.rollout.actors import lora_config
 from plumbline.rollout.collector import Adapter
 from plumbline.rollout.engine import Completion, Request, Sampling, build_engine, generate
 from plumbline.rollout.groups import Task
-from plumbline.rollout.pool import lora_config
 from plumbline.rollout.rewards.scorer import Scorer
 from plumbline.stages.rlhf import CANARY_TOKENS, Prompts, Rollouts
 from plumbline.training.batch import Sequence, micro_batches

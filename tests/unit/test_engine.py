@@ -26,8 +26,8 @@ from plumbline.rollout.engine import NO_ADAPTER, Completion, Engine, Request, Sa
 from plumbline.rollout.fallback import FallbackEngine
 from plumbline.rollout.sampling import Running, draw, inverse_transform, nucleus
 from plumbline.rollout.slots import SlotEngine, _batches
+from support.engines import CONTEXT, EOS, VOCABULARY, drawn_with_pauses, make_prompts, random_model, requests_for
 
-VOCABULARY, EOS, CONTEXT = 97, 5, 64
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
@@ -88,26 +88,11 @@ LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weig
 
 
 def make_model(name: str) -> PreTrainedModel:
-    torch.manual_seed(1)
-    model = Auto.from_config(CONFIGS[name]).float().eval()
-    with torch.no_grad():  # biases start at zero and norms at one, where an error in them would not show
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter += 0.3 * torch.randn_like(parameter)
-    return model
+    return random_model(CONFIGS[name])
 
 
 def make_engine(kind: str, model: PreTrainedModel, lora: LoraConfig | None = None, slots: int = 4) -> Engine:
     return KINDS[kind](copy.deepcopy(model), lora, [EOS], slots, CONTEXT)
-
-
-def make_prompts(count: int, seed: int = 0, longest: int = 30) -> list[tuple[int, ...]]:
-    rng = random.Random(seed)
-    return [tuple(rng.randrange(6, VOCABULARY) for _ in range(rng.randint(1, longest))) for _ in range(count)]
-
-
-def requests_for(prompts: list[tuple[int, ...]], **sampling: float) -> list[Request]:
-    return [Request(f"r{i}", p, Sampling(**{"seed": i, "max_tokens": 12, **sampling})) for i, p in enumerate(prompts)]
 
 
 def expected_greedy(model: PreTrainedModel, prompt: tuple[int, ...], max_tokens: int = 12) -> list[int]:
@@ -304,19 +289,11 @@ def test_a_pause_gives_the_cache_back_and_changes_no_answer(kind: str, name: str
     requests = requests_for(make_prompts(9), max_tokens=20)
     expected = [c.tokens for c in generate(make_engine(kind, model), requests)]
     engine = make_engine(kind, model)
-    for request in requests:
-        engine.submit(request)
-    tokens: dict[str, list[int]] = {request.id: [] for request in requests}
-    drawn = 0
-    while engine.busy:
-        for token in engine.step():
-            tokens[token.request_id].append(token.token)
-        drawn += 1
-        if drawn in (1, 5):
-            engine.pause()
-            assert not cache_of(engine)
-            engine.resume()
-    assert list(tokens.values()) == expected
+
+    def paused() -> None:
+        assert not cache_of(engine)
+
+    assert list(drawn_with_pauses(engine, requests, paused).values()) == expected
 
 
 def cache_of(engine: Engine) -> object:

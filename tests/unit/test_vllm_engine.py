@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from transformers import AutoModelForCausalLM as Auto
 from transformers import LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from plumbline.api.stages.rlhf import RlhfSpec
@@ -26,8 +25,8 @@ from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import NO_ADAPTER, Completion, Request, Sampling, Token, generate
 from plumbline.rollout.sampling import nucleus
 from plumbline.rollout.vllm import VllmEngine, _adapted, _disagreement, _seed, build_vllm
+from support.engines import CONTEXT, EOS, VOCABULARY, drawn_with_pauses, make_prompts, random_model, requests_for
 
-VOCABULARY, EOS, CONTEXT = 97, 5, 64
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 512, "eos_token_id": EOS, "pad_token_id": EOS,
@@ -104,13 +103,9 @@ def test_the_adapter_of_the_probe_changes_every_weight_by_a_fifth() -> None:
 
 
 def make_model(name: str) -> PreTrainedModel:
-    torch.manual_seed(1)
-    model = Auto.from_config(CONFIGS[name]).float().eval()
-    with torch.no_grad():  # biases start at zero and norms at one, where an error in them would not show
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter += 0.3 * torch.randn_like(parameter)
-        if name == "even":  # all tokens are equally likely
+    model = random_model(CONFIGS[name])
+    if name == "even":  # all tokens are equally likely
+        with torch.no_grad():
             model.lm_head.weight.zero_()
     return model
 
@@ -145,15 +140,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
         patch.setenv("VLLM_NO_USAGE_STATS", "1")
         patch.setattr(torch, "set_num_threads", torch.set_num_threads)  # vLLM takes it away
         yield Built(tmp_path_factory.mktemp("vllm"))
-
-
-def make_prompts(count: int, longest: int = 30) -> list[tuple[int, ...]]:
-    rng = random.Random(0)
-    return [tuple(rng.randrange(6, VOCABULARY) for _ in range(rng.randint(1, longest))) for _ in range(count)]
-
-
-def requests_for(prompts: list[tuple[int, ...]], **sampling: float) -> list[Request]:
-    return [Request(f"r{i}", p, Sampling(**{"seed": i, "max_tokens": 12, **sampling})) for i, p in enumerate(prompts)]
 
 
 @torch.no_grad()
@@ -289,18 +275,7 @@ def test_a_pause_changes_no_greedy_answer(built: Built) -> None:
     engine, _ = built("llama")
     requests = requests_for(make_prompts(7), temperature=0)
     expected = {c.request_id: c.tokens for c in generate(engine, requests)}
-    for request in requests:
-        engine.submit(request)
-    tokens: dict[str, list[int]] = {request.id: [] for request in requests}
-    steps = 0
-    while engine.busy:
-        for token in engine.step():
-            tokens[token.request_id].append(token.token)
-        steps += 1
-        if steps in (1, 5):
-            engine.pause()
-            engine.resume()
-    assert tokens == expected
+    assert drawn_with_pauses(engine, requests) == expected
 
 
 def test_cancelled_requests_are_forgotten_and_their_ids_free(built: Built) -> None:

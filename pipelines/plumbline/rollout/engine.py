@@ -145,13 +145,17 @@ def generate(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
         for request in requests:  # leave it idle: the caller may try again
             engine.cancel(request.id)
         raise
-    return [_completion(request.id, drawn[request.id], engine.adapter_version) for request in requests]
+    version = engine.adapter_version
+    return [completion(drawn[request.id], version, version) for request in requests]
 
 
-def _completion(request_id: str, tokens: list[Token], version: int) -> Completion:
+def completion(tokens: list[Token], first_version: int, last_version: int) -> Completion:
+    """A request's answer from all that was drawn for it, and the versions of the weights that drew the first and the last."""
     reason = tokens[-1].finish_reason
     assert reason is not None
-    return Completion(request_id, [t.token for t in tokens], [t.logprob for t in tokens], reason, version, version)
+    return Completion(
+        tokens[-1].request_id, [t.token for t in tokens], [t.logprob for t in tokens], reason, first_version, last_version
+    )
 
 
 def build_engine(
