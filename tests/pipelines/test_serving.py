@@ -145,11 +145,46 @@ def test_wrong_requests_raise_openais_errors(served: Served) -> None:
     with pytest.raises(openai.NotFoundError, match="'other' does not exist"):
         served.ask("other")
     with pytest.raises(openai.BadRequestError, match="n: ") as caught:
-        served.ask(n=2)
+        served.ask(n=17)
     assert caught.value.param == "n"
     with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as caught:
         served.ask(messages=[{"role": "user", "content": "a " * 3000}])
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_completions_of_plain_text_and_their_logprobs(served: Served) -> None:
+    fields: dict[str, Any] = {"model": "org/tuned", "prompt": ["one two", "three"], "temperature": 0, "max_tokens": 6}
+    whole = served.client.completions.create(**fields, echo=True, logprobs=2)
+    tokenizer, model = load_tokenizer(served.tuned), load_merged(served.tuned)
+    for text, choice in zip(fields["prompt"], whole.choices, strict=True):
+        ids = tokenizer(text, return_tensors="pt")
+        out = model.generate(**ids, do_sample=False, max_new_tokens=6, pad_token_id=tokenizer.eos_token_id)
+        logprobs = model(out).logits[0, :-1].log_softmax(-1).gather(1, out[0, 1:, None])[:, 0].tolist()
+        assert choice.text == tokenizer.decode(out[0], skip_special_tokens=True)
+        assert choice.logprobs is not None
+        assert choice.logprobs.token_logprobs[0] is None
+        assert choice.logprobs.token_logprobs[1:] == pytest.approx(logprobs, abs=1e-4)
+    bare = served.client.completions.create(**fields)
+    chunks = list(served.client.completions.create(**fields, stream=True))
+    for choice in bare.choices:
+        parts = [c for chunk in chunks for c in chunk.choices if c.index == choice.index]
+        assert "".join(part.text for part in parts) == choice.text
+        assert parts[-1].finish_reason == choice.finish_reason
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as caught:
+        served.client.completions.create(model="base", prompt="a " * 3000)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_chats_tell_logprobs_and_give_several_answers(served: Served) -> None:
+    answer = served.ask(n=3, logprobs=True, top_logprobs=2, temperature=1.0, seed=3)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    told = [one for choice in answer.choices for one in choice.logprobs.content]
+    assert len(told) == answer.usage.completion_tokens
+    assert {len(one.top_logprobs) for one in told} == {2}
+    parts = list(served.ask(n=3, logprobs=True, temperature=1.0, seed=3, stream=True))
+    for choice in answer.choices:
+        mine = [c for chunk in parts for c in chunk.choices if c.index == choice.index]
+        assert "".join(c.delta.content or "" for c in mine) == choice.message.content
 
 
 def test_more_requests_than_slots_answer_as_alone(served: Served) -> None:

@@ -191,13 +191,31 @@ def test_group_shares_one_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine("slots", model, slots=3)
     read: list[int] = []
     prefill = engine.decoder.prefill
-    monkeypatch.setattr(engine.decoder, "prefill", lambda t, n, s: read.extend(n.tolist()) or prefill(t, n, s))
+    monkeypatch.setattr(engine.decoder, "prefill", lambda t, n, *rest: read.extend(n.tolist()) or prefill(t, n, *rest))
     prompt = make_prompts(1, longest=20)[0]
     requests = [Request(f"g{i}", prompt, Sampling(seed=i, max_tokens=4 + i)) for i in range(8)]
     completions = generate(engine, requests)
     assert read == [len(prompt)]  # also for those that were admitted later, into freed slots
     check(completions, requests, model)
     assert len({tuple(c.tokens) for c in completions}) > 1
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_of_prompts_that_begin_alike_the_rest_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plumbline.rollout.slots.SHARED_TOKENS", 8)
+    model = make_model(name)
+    engine = make_engine("slots", model, slots=4)
+    read: list[int] = []
+    prefill = engine.decoder.prefill
+    monkeypatch.setattr(engine.decoder, "prefill", lambda t, n, *rest: read.extend(n.tolist()) or prefill(t, n, *rest))
+    one, other = make_prompts(1, seed=3, longest=30)[0][:20], tuple(range(10, 26))
+    ends = make_prompts(8, seed=4, longest=9)
+    prompts = [*(one + end for end in ends[:4]), one, *(other + end for end in ends[4:]), one + ends[0], (7, 8)]
+    requests = requests_for(prompts, temperature=0, max_tokens=6)
+    completions = generate(engine, requests)
+    assert [c.tokens for c in completions] == [expected_greedy(model, p, 6) for p in prompts]
+    check(completions, requests, model)
+    assert sum(read) <= len(one) + len(other) + sum(map(len, ends)) + 20
 
 
 @pytest.mark.parametrize(("kind", "name"), EACH)
@@ -404,12 +422,14 @@ def test_nucleus_keeps_the_smallest_sufficient_set() -> None:
 def test_draw_mixes_greedy_sampled_and_nucleus_rows() -> None:
     logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(0)).expand(3, -1) * 4
     best = int(logits[0].argmax())
-    samplings = [Sampling(temperature=0, top_p=0.5), Sampling(temperature=2.0, seed=3), Sampling(top_p=1e-6)]
+    samplings = [Sampling(temperature=0, top_p=0.5, likeliest=2), Sampling(temperature=2.0, seed=3), Sampling(top_p=1e-6)]
     rows = [Running(Request(str(i), (1,), s)) for i, s in enumerate(samplings)]
     greedy, sampled, narrow = draw(logits, rows)
-    assert greedy == (best, pytest.approx(float(logits[0].log_softmax(-1)[best])))
+    values, tokens = logits[0].log_softmax(-1).topk(2)
+    assert greedy[:2] == (best, pytest.approx(float(values[0])))
+    assert greedy[2] == tuple((int(token), pytest.approx(float(value))) for token, value in zip(tokens, values, strict=True))
     assert sampled[1] == pytest.approx(float((logits[0] / 2).log_softmax(-1)[sampled[0]]))
-    assert narrow == (best, pytest.approx(0.0))
+    assert narrow == (best, pytest.approx(0.0), ())
     alone = draw(logits[:1], [Running(Request("1", (1,), samplings[1]))])
     assert alone == [sampled]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.evaluation.benchmarks.benchmark import likelihoods
 from plumbline.evaluation.client import Question, Sampling, ask
 from plumbline.evaluation.journal import Journal, Reply
 
@@ -46,6 +48,7 @@ class Endpoint:
         asyncio.set_event_loop(self._loop)
         application = web.Application()
         application.router.add_post("/v1/chat/completions", self._answer)
+        application.router.add_post("/v1/completions", self._score)
         runner = web.AppRunner(application)
         self._loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -73,6 +76,24 @@ class Endpoint:
         self.in_flight -= 1
         message = {"role": "assistant", "content": prompt.upper()}
         return web.json_response({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    async def _score(self, request: web.Request) -> web.Response:
+        """Tokens are characters, but "()" is one; each is as likely as e to the minus its place. `plain`: `echo_from` is not known."""
+        body = await request.json()
+        self.asked[body["prompt"][0]] += 1
+        self.bodies.append(body)
+        if self.failures.get(body["prompt"][0]):
+            status, answer = self.failures[body["prompt"][0]].pop(0)
+            return web.json_response(answer, status=status)
+        choices = []
+        for index, prompt in enumerate(body["prompt"]):
+            tokens = re.findall(r"\(\)|.", prompt, re.DOTALL)
+            offsets = [len("".join(tokens[:i])) for i in range(len(tokens))]
+            logprobs = [None, *(-float(i) for i in range(1, len(tokens)))]
+            first = 0 if body["model"] == "plain" else len(re.findall(r"\(\)|.", prompt[: body["echo_from"]], re.DOTALL))
+            told = {"tokens": tokens[first:], "text_offset": offsets[first:], "token_logprobs": logprobs[first:]}
+            choices.append({"index": index, "text": "", "logprobs": told, "prompt_tokens_cut": int("cut" in prompt)})
+        return web.json_response({"choices": choices[::-1]})
 
 
 @pytest.fixture
@@ -177,6 +198,65 @@ def test_an_answer_of_another_form_is_shown(endpoint: Endpoint, tmp_path: Path) 
     endpoint.failures["q"] = [(200, {"hello": "world"})]
     with pytest.raises(PlumblineError, match=r"no chat completion .*hello"), Journal(str(tmp_path)) as journal:
         ask(endpoint.url, [question("q")], concurrency=1, journal=journal)
+
+
+def choices(text: str, *continuations: str, model: str = "align") -> Question:
+    return Question(model, model, [{"role": "user", "content": text}], Sampling(0.0, 16, 1), continuations)
+
+
+@pytest.mark.parametrize("model", ["align", "plain"])
+def test_choices_are_scored_in_one_request(endpoint: Endpoint, tmp_path: Path, model: str) -> None:
+    asked = [choices("Q:", " a", " bc", model=model), question("q"), choices("end ", "x", model=model)]
+    with Journal(str(tmp_path)) as journal:
+        first, chat, spaced = ask(endpoint.url, asked, concurrency=2, journal=journal)
+    assert likelihoods(first.text) == [-2 - 3, -2 - 3 - 4]
+    assert (first.finish_reason, chat.text) == ("stop", "Q")
+    assert likelihoods(spaced.text) == [-3 - 4]  # the space counts to the choice
+    [body] = [body for body in endpoint.bodies if body.get("prompt", [""])[0] == "Q: a"]
+    assert (body["prompt"], body["echo"], body["max_tokens"], body["echo_from"]) == (["Q: a", "Q: bc"], True, 0, 2)
+    with Journal(str(tmp_path)) as journal:
+        assert ask(endpoint.url, asked[:1], concurrency=1, journal=journal) == [first]
+    assert endpoint.asked["Q: a"] == 1
+    assert asked[0].key != choices("Q:", " a", " bd", model=model).key
+
+
+def test_a_token_across_the_boundary_counts_to_the_choice(endpoint: Endpoint, tmp_path: Path) -> None:
+    with Journal(str(tmp_path)) as journal:
+        [reply] = ask(endpoint.url, [choices("f(", ")", "))", model="plain")], concurrency=1, journal=journal)
+    assert likelihoods(reply.text) == [-1, -1 - 2]
+
+
+def test_texts_that_are_too_long_lose_their_beginning_or_are_empty_replies(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.failures["long a"] = [(400, {"error": {"message": "too long", "code": "context_length_exceeded"}})]
+    with Journal(str(tmp_path)) as journal:
+        cut, empty = ask(endpoint.url, [choices("cut", "a"), choices("long ", "a")], concurrency=1, journal=journal)
+    assert (cut.finish_reason, len(likelihoods(cut.text))) == ("context_cut", 1)
+    assert empty == Reply("", "context_length_exceeded")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"choices": []},
+        {"choices": [{"index": 0, "logprobs": None}]},
+        {"choices": [{"index": 0, "logprobs": {"tokens": [], "text_offset": [], "token_logprobs": []}}]},
+        {"choices": [{"index": 0, "logprobs": {"tokens": ["a"], "text_offset": [4], "token_logprobs": [None]}}]},
+        {"choices": "x"},
+        [],
+    ],
+)
+def test_scores_of_another_form_are_shown(endpoint: Endpoint, tmp_path: Path, answer: Any) -> None:
+    endpoint.failures["hm, a"] = [(200, answer)]
+    with pytest.raises(PlumblineError, match="completion"), Journal(str(tmp_path)) as journal:
+        ask(endpoint.url, [choices("hm,", " a")], concurrency=1, journal=journal)
+
+
+def test_stop_strings_are_part_of_the_question(endpoint: Endpoint, tmp_path: Path) -> None:
+    stopped = Question("align", "f1", [{"role": "user", "content": "q"}], Sampling(0.0, 16, 1, ("END",)))
+    with Journal(str(tmp_path)) as journal:
+        ask(endpoint.url, [stopped], concurrency=1, journal=journal)
+    assert endpoint.bodies[0]["stop"] == ["END"]
+    assert stopped.key != question("q").key
 
 
 PROGRAM = """

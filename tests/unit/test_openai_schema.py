@@ -60,7 +60,7 @@ def test_the_newer_token_limit_wins() -> None:
 @pytest.mark.parametrize(
     ("fields", "where"),
     [
-        ({"n": 2}, "n"),
+        ({"n": 17}, "n"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
@@ -229,7 +229,9 @@ def test_seed_repeats_an_answer(client: TestClient) -> None:
     ("fields", "status", "param", "code"),
     [
         ({"model": "other"}, 404, "model", "model_not_found"),
-        ({"n": 3}, 400, "n", None),
+        ({"n": 17}, 400, "n", None),
+        ({"top_logprobs": 21, "logprobs": True}, 400, "top_logprobs", None),
+        ({"top_logprobs": 2}, 400, None, None),
         ({"messages": "hi"}, 400, "messages", None),
         ({"max_tokens": 65}, 400, "max_tokens", None),
         ({"messages": [{"role": "user", "content": "a " * 3000}]}, 400, "messages", "context_length_exceeded"),

@@ -22,7 +22,7 @@ from plumbline.external import TINY
 from plumbline.models.embeddings import with_new_rows
 from plumbline.models.load import load_base
 from plumbline.models.reference import ModelReference
-from plumbline.rollout.engine import NO_ADAPTER, Completion, Request, Sampling, Token, generate
+from plumbline.rollout.engine import NO_ADAPTER, Completion, Request, Sampling, Scoring, Token, generate
 from plumbline.rollout.sampling import nucleus
 from plumbline.rollout.vllm import VllmEngine, _adapted, _disagreement, _seed, build_vllm
 from support.engines import CONTEXT, EOS, VOCABULARY, drawn_with_pauses, make_prompts, random_model, requests_for
@@ -411,3 +411,35 @@ def test_it_is_not_built_where_it_cannot_run(built: Built) -> None:
     head = LoraConfig(**{**LORA.to_dict(), "target_modules": ["embed_tokens", "lm_head"]})
     with pytest.raises(InvalidInput, match=r"set rollout\.engine: auto"):
         build_vllm(ModelReference(TINY), head, 2, max_length=64, device="cpu")
+
+
+@torch.no_grad()
+def test_given_tokens_are_scored_while_answers_go_on(built: Built) -> None:
+    engine, model = built("llama", adapter_config=None)
+    rng = random.Random(4)
+    shared = tuple(rng.randrange(VOCABULARY) for _ in range(20))
+    texts = [(*shared, *(rng.randrange(VOCABULARY) for _ in range(n))) for n in (1, 1, 5, CONTEXT - 21)]
+    requests = [Scoring(str(i), text, 1 if i % 2 else 20, likeliest=i) for i, text in enumerate(texts)]
+    answers = requests_for(make_prompts(3), temperature=0, likeliest=2)
+    expected = {done.request_id: done.tokens for done in generate(engine, answers)}
+    for answer in answers:
+        engine.submit(answer)
+    found = {one.request_id: one for some in engine.score(requests) for one in some}
+    drawn: dict[str, list[int]] = {answer.id: [] for answer in answers}
+    while engine.busy:
+        for token in engine.step():
+            drawn[token.request_id].append(token.token)
+            assert len(token.likeliest) == 2
+            assert token.likeliest[0] == (token.token, token.logprob)
+    assert drawn == expected
+    for request in requests:
+        logprobs = model(torch.tensor([request.tokens])).logits[0, request.start - 1 : -1].log_softmax(-1)
+        targets = torch.tensor(request.tokens[request.start :])
+        one = found[request.id]
+        assert one.logprobs == pytest.approx(logprobs.gather(1, targets[:, None])[:, 0].tolist(), abs=1e-3)
+        assert one.greedy == (logprobs.argmax(-1) == targets).tolist()
+        assert [len(there) for there in one.likeliest] == [request.likeliest] * len(targets)
+    with pytest.raises(InvalidInput, match="do not fit"):
+        engine.score([Scoring("long", (7,) * CONTEXT)])
+    with pytest.raises(InvalidInput, match="without room for adapters"):
+        built("llama")[0].score(requests)

@@ -11,22 +11,28 @@ from typing import Any
 
 import aiohttp
 
+from plumbline.data.row import Message
 from plumbline.errors import InvalidInput, PlumblineError
-from plumbline.evaluation.benchmarks.benchmark import Message
 from plumbline.evaluation.journal import Journal, Reply
 
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before each further try of one request
 SILENCE = 600.0  # seconds without a byte after which a request is lost; a queued reply on a slow machine takes minutes
 TOO_LONG = "context_length_exceeded"  # OpenAI's error code
+CONTEXT_CUT = "context_cut"  # finish reason where the beginning of a text did not fit and was left out
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one reply is drawn."""
+    """How one reply is drawn. It ends before the first of the `stop` strings."""
 
     temperature: float
     max_tokens: int
     seed: int
+    stop: tuple[str, ...] = ()
+
+    def fields(self) -> dict[str, Any]:
+        """Of the request. Without stop strings there is no word of them."""
+        return {name: value for name, value in asdict(self).items() if value != ()}
 
 
 @dataclass(frozen=True)
@@ -37,18 +43,22 @@ class Question:
         model: its name at the endpoint.
         fingerprint: what tells this model's content from another's.
         messages: the chat so far.
-        sampling: how to draw the reply.
+        sampling: how to draw the reply; of no meaning with choices.
+        choices: continuations of the one message, which is plain text then, without a chat template. The reply holds a JSON list with the
+            natural log-likelihood of each, as `benchmarks.benchmark.likelihoods` reads it.
     """
 
     model: str
     fingerprint: str
     messages: list[Message]
     sampling: Sampling
+    choices: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """Equal for equal questions to equal models, whatever the model is called."""
-        facts = [self.fingerprint, self.messages, asdict(self.sampling)]
+        facts: list[Any] = [self.fingerprint, self.messages]
+        facts += [list(self.choices)] if self.choices else [self.sampling.fields()]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -76,7 +86,8 @@ def ask(
 
     Raises:
         InvalidInput: the endpoint refuses a request. A prompt that leaves no room for an answer is no refusal but an
-            empty reply with finish reason `context_length_exceeded`.
+            empty reply with finish reason `context_length_exceeded`. A text with choices that is too long loses its beginning, as in
+            lm-evaluation-harness, so that few-shot scores can be compared with published ones; its finish reason is `context_cut`.
         PlumblineError: the last try failed too, or the reply has not OpenAI's form.
     """
     distinct = {question.key: question for question in questions}
@@ -91,12 +102,12 @@ def ask(
         on_reply(done, len(distinct))
 
     if missing:
-        asyncio.run(_ask_all(f"{base_url.rstrip('/')}/chat/completions", missing, concurrency, keep, delays))
+        asyncio.run(_ask_all(base_url.rstrip("/"), missing, concurrency, keep, delays))
     return [journal.replies[question.key] for question in questions]
 
 
 async def _ask_all(
-    url: str,
+    base_url: str,
     questions: Sequence[Question],
     concurrency: int,
     keep: Callable[[Question, Reply], None],
@@ -108,7 +119,8 @@ async def _ask_all(
 
         async def work() -> None:
             for question in queue:
-                keep(question, await _ask(session, url, question, delays))
+                asked = _score if question.choices else _ask
+                keep(question, await asked(session, base_url, question, delays))
 
         workers = [asyncio.create_task(work()) for _ in range(min(concurrency, len(questions)))]
         try:
@@ -119,8 +131,9 @@ async def _ask_all(
             await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def _ask(session: aiohttp.ClientSession, url: str, question: Question, delays: Sequence[float]) -> Reply:
-    body = {"model": question.model, "messages": question.messages, "stream": False, **asdict(question.sampling)}
+async def _ask(session: aiohttp.ClientSession, base_url: str, question: Question, delays: Sequence[float]) -> Reply:
+    url = f"{base_url}/chat/completions"
+    body = {"model": question.model, "messages": question.messages, "stream": False, **question.sampling.fields()}
     status, text = await _post(session, url, body, question.model, delays)
     if _is_too_long(status, text):
         # Prompt and max_tokens together do not fit. Without the limit an endpoint gives what room is left, which is less.
@@ -131,6 +144,53 @@ async def _ask(session: aiohttp.ClientSession, url: str, question: Question, del
     if status != 200:
         raise InvalidInput(f"{url} refuses a question to model '{question.model}' with {_problem(status, text)}")
     return _reply(url, text)
+
+
+async def _score(session: aiohttp.ClientSession, base_url: str, question: Question, delays: Sequence[float]) -> Reply:
+    """One request for all choices.
+
+    The rules are those of lm-evaluation-harness: spaces at the end of the context go to the choices, a context and its choice are encoded
+    together, and the choice's tokens are those after as many as the context has by itself, but at least one. Our endpoint does so with
+    `echo_from`. Of one that does not know it, which tells all tokens, those are taken that end behind the context; where one token holds
+    the end of the context and the beginning of the choice, it counts to the choice.
+    """
+    url = f"{base_url}/completions"
+    text = question.messages[0]["content"]
+    context = text.rstrip()
+    texts = [text + choice for choice in question.choices]
+    body = {
+        "model": question.model, "prompt": texts, "max_tokens": 0, "echo": True, "logprobs": 0, "temperature": 0,
+        "echo_from": len(context), "truncate_prompt_tokens": -1,
+    }  # fmt: skip
+    status, answer = await _post(session, url, body, question.model, delays)
+    if _is_too_long(status, answer):
+        return Reply("", TOO_LONG)
+    if status != 200:
+        raise InvalidInput(f"{url} refuses a question to model '{question.model}' with {_problem(status, answer)}")
+    try:
+        choices = sorted(json.loads(answer)["choices"], key=lambda choice: int(choice["index"]))
+        found = [_likelihood(choice["logprobs"], len(context)) for choice in choices]
+        cut = any(choice.get("prompt_tokens_cut") for choice in choices)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise PlumblineError(f"{url} answers with something that is no completion ({error!r}): {answer[:200]}") from error
+    if len(found) != len(texts):
+        raise PlumblineError(f"{url} answers {len(texts)} prompts with {len(found)} completions: {answer[:200]}")
+    return Reply(json.dumps(found), CONTEXT_CUT if cut else "stop")
+
+
+def _likelihood(told: dict[str, Any], context: int) -> float:
+    """Sum over what is told, or where that begins with the context over the tokens that end behind its `context` characters.
+
+    Raises:
+        ValueError: there is none, or one without a probability.
+    """
+    logprobs = told["token_logprobs"]
+    if logprobs[0] is None:  # the first token of a text has no probability
+        ends = [start + len(token) for start, token in zip(told["text_offset"], told["tokens"], strict=True)]
+        logprobs = [value for value, end in zip(logprobs, ends, strict=True) if end > context]
+    if not logprobs or None in logprobs:
+        raise ValueError("a choice has a token without a probability, or has none")
+    return float(sum(logprobs))
 
 
 async def _post(
@@ -162,9 +222,11 @@ def _problem(status: int, text: str) -> str:
 
 def _reply(url: str, text: str) -> Reply:
     try:
-        choice = json.loads(text)["choices"][0]
-        return Reply(str(choice["message"]["content"] or ""), str(choice["finish_reason"]))
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+        body = json.loads(text)
+        choice, usage = body["choices"][0], body.get("usage") or {}
+        taken = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        return Reply(str(choice["message"]["content"] or ""), str(choice["finish_reason"]), *taken)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise PlumblineError(f"{url} answers with something that is no chat completion ({error!r}): {text[:200]}") from error
 
 

@@ -25,7 +25,8 @@ class Reply:
 
     Attributes:
         text: the reply.
-        finish_reason: `stop`, `length` (cut at max_tokens), or `context_length_exceeded` (the prompt alone is too long).
+        finish_reason: `stop`, `length` (cut at max_tokens), `context_length_exceeded` (the prompt alone is too long), or `context_cut` (it lost its
+            beginning).
         prompt_tokens, completion_tokens: what the call took; 0 where nobody counts.
         problem: why there is no answer in `text`, where the call was paid and brought none.
     """

@@ -7,7 +7,7 @@ It is driven step by step in the caller's thread, with none of its own, and draw
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from peft import LoraConfig
@@ -18,9 +18,10 @@ from transformers.generation.continuous_batching.requests import RequestState
 from plumbline.errors import PlumblineError
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import linear_weights
-from plumbline.rollout.engine import NO_ADAPTER, Request, Token
+from plumbline.rollout.engine import NO_ADAPTER, Request, Scored, Scoring, Token
 from plumbline.rollout.probe import disagreement
 from plumbline.rollout.sampling import Running, check_request, draw
+from plumbline.rollout.scoring import Scorer
 
 PAGE_TOKENS = 64
 READ_TOKENS = 2048  # read in one step; longer prompts take several. The mask is this times all pages
@@ -46,7 +47,9 @@ class ContinuousEngine:
             raise ValueError(f"its attention is {attention}, not sdpa")
         self.adapter_version = NO_ADAPTER
         self.max_length = max_length
+        self.max_scored = max_length + 1
         self._model = model
+        self._scorer = Scorer(model, self.max_scored)
         self._weights = AdaptedWeights(adapter_config, linear_weights(model))
         self._eos = frozenset(eos_token_ids)
         self._running: dict[str, Running] = {}
@@ -96,14 +99,19 @@ class ContinuousEngine:
             del self._running[result.request_id]
         return self._drawn
 
+    def score(self, requests: Sequence[Scoring]) -> Iterator[list[Scored]]:
+        return self._scorer.score(requests)
+
     def load_adapter(self, tensors: dict[str, torch.Tensor], version: int) -> None:
         self._weights.load(tensors)
         self.adapter_version = version
+        self._scorer.forget()
         self._processor.reset()  # what the cache holds came from the old weights
         self._read_again()
 
     def pause(self) -> None:
         del self._processor
+        self._scorer.forget()
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -136,11 +144,8 @@ class ContinuousEngine:
         if not running:  # parts of long prompts only
             return
         drawn = draw(scores[0, : len(running)], running)
-        output_ids[0, : len(running)] = torch.tensor([token for token, _ in drawn], device=output_ids.device)
-        self._drawn = [
-            held.advance(token, logprob, self._eos, self.max_length)
-            for held, (token, logprob) in zip(running, drawn, strict=True)
-        ]
+        output_ids[0, : len(running)] = torch.tensor([token for token, *_ in drawn], device=output_ids.device)
+        self._drawn = [held.advance(token, self._eos, self.max_length) for held, token in zip(running, drawn, strict=True)]
 
 
 def build_continuous(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length"]
+Likely = tuple[int, float]
+"""A token and its log-probability."""
 NO_ADAPTER = -1  # no version that a trainer gives, so that its first adapter is never taken for loaded
 
 
@@ -30,12 +32,14 @@ class Sampling:
         top_p: draw from the smallest set of tokens with at least this probability; 1 is the whole distribution.
         max_tokens: longest answer in tokens.
         seed: the request's own random stream. The same seed, prompt and weights give the same answer in any batch.
+        likeliest: how many of the likeliest tokens are told at each place of the answer.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 256
     seed: int = 0
+    likeliest: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,48 @@ class Token:
         token: token id. An end-of-text token is reported like any other.
         logprob: natural log of the probability it was drawn with (greedy: its probability at temperature 1).
         finish_reason: `stop` for an end-of-text token, `length` for a full answer or context, None when more follow.
+        likeliest: as many of the likeliest tokens in its place as the request asks for, the likeliest first.
     """
 
     request_id: str
     token: int
     logprob: float
     finish_reason: FinishReason | None
+    likeliest: tuple[Likely, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Given tokens, whose probability is asked for.
+
+    Attributes:
+        id: unique among the requests of one call.
+        tokens: at least two.
+        start: the first token that is scored, 1 or more: those before are only read.
+        likeliest: how many of the likeliest tokens are told at each place.
+    """
+
+    id: str
+    tokens: tuple[int, ...]
+    start: int = 1
+    likeliest: int = 0
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model thinks of `tokens[start:]`; one entry for each.
+
+    Attributes:
+        request_id: whose it is.
+        logprobs: natural log of the token's probability after those before it, at temperature 1.
+        greedy: whether no token is likelier.
+        likeliest: see `Scoring`; the likeliest first.
+    """
+
+    request_id: str
+    logprobs: list[float]
+    greedy: list[bool]
+    likeliest: list[tuple[Likely, ...]]
 
 
 @dataclass(frozen=True)
@@ -82,10 +122,12 @@ class Engine(Protocol):
     Attributes:
         adapter_version: version of the adapter last loaded, `NO_ADAPTER` for the bare base.
         max_length: longest prompt and answer together, in tokens.
+        max_scored: most tokens of a `Scoring`.
     """
 
     adapter_version: int
     max_length: int
+    max_scored: int
 
     @property
     def busy(self) -> bool:
@@ -107,6 +149,20 @@ class Engine(Protocol):
 
     def step(self) -> list[Token]:
         """Work for about one token per running request and return what was drawn."""
+        ...
+
+    def score(self, requests: Sequence[Scoring]) -> Iterator[list[Scored]]:
+        """Score given tokens, a little at each turn of the iterator, so that `step` can be called in between.
+
+        What requests begin with alike is read once, and again only when others have taken its place. The weights must not change
+        before the iterator is at its end.
+
+        Returns:
+            What each turn has completed, often nothing; every request once.
+
+        Raises:
+            InvalidInput: there are more than `max_scored` tokens or an unknown one, or `start` is not among them.
+        """
         ...
 
     def load_adapter(self, tensors: dict[str, torch.Tensor], version: int) -> None:

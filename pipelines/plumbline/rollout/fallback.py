@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from transformers import DynamicCache, PreTrainedModel
 from plumbline.models.virtual_tokens import Prefix
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import linear_weights
-from plumbline.rollout.engine import NO_ADAPTER, Request, Token
+from plumbline.rollout.engine import NO_ADAPTER, Request, Scored, Scoring, Token
 from plumbline.rollout.sampling import Running, check_request, draw
+from plumbline.rollout.scoring import Scorer
 
 
 class FallbackEngine:
@@ -35,8 +36,10 @@ class FallbackEngine:
     ) -> None:
         self.adapter_version = NO_ADAPTER
         self.max_length = max_length
+        self.max_scored = max_length + 1
         self._model = model
         self._prefix = [(keys.to(model.device), values.to(model.device)) for keys, values in prefix or []]
+        self._scorer = Scorer(model, self.max_scored, self._prefix)
         self._weights = AdaptedWeights(adapter_config, linear_weights(model))
         self._eos = frozenset(eos_token_ids)
         self._slots = slots
@@ -79,12 +82,15 @@ class FallbackEngine:
             self._mask = torch.tensor(mask, device=device)
             self._cache = self._first_cache(len(contexts))
         drawn = [
-            held.advance(token, logprob, self._eos, self.max_length)
-            for held, (token, logprob) in zip(self._live, draw(self._forward(tokens), self._live), strict=True)
+            held.advance(token, self._eos, self.max_length)
+            for held, token in zip(self._live, draw(self._forward(tokens), self._live), strict=True)
         ]
         self._unfinished -= {token.request_id for token in drawn if token.finish_reason}
         self._keep([row for row, token in enumerate(drawn) if token.finish_reason is None])
         return drawn
+
+    def score(self, requests: Sequence[Scoring]) -> Iterator[list[Scored]]:
+        return self._scorer.score(requests)
 
     def load_adapter(self, tensors: dict[str, torch.Tensor], version: int) -> None:
         self._weights.load(tensors)
@@ -101,6 +107,7 @@ class FallbackEngine:
 
     def _forget(self) -> None:
         """Leave the cache, such as that of old weights: unfinished sequences are read again."""
+        self._scorer.forget()
         self._queue.extendleft(reversed(self._live))
         self._keep([])
 

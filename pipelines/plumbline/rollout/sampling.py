@@ -9,7 +9,10 @@ from collections.abc import Collection, Sequence
 import torch
 
 from plumbline.errors import InvalidInput
-from plumbline.rollout.engine import FinishReason, Request, Token
+from plumbline.rollout.engine import FinishReason, Likely, Request, Token
+
+Drawn = tuple[int, float, tuple[Likely, ...]]
+"""A token, its log-probability and the likeliest ones in its place."""
 
 
 class Running:
@@ -29,15 +32,16 @@ class Running:
     def length(self) -> int:
         return len(self.request.prompt) + len(self.tokens)
 
-    def advance(self, token: int, logprob: float, eos_token_ids: frozenset[int], max_length: int) -> Token:
+    def advance(self, drawn: Drawn, eos_token_ids: frozenset[int], max_length: int) -> Token:
         """Append a drawn token and say whether it was the last."""
+        token, logprob, top = drawn
         self.tokens.append(token)
         reason: FinishReason | None = None
         if token in eos_token_ids:
             reason = "stop"
         elif len(self.tokens) >= self.request.sampling.max_tokens or self.length >= max_length:
             reason = "length"
-        return Token(self.request.id, token, logprob, reason)
+        return Token(self.request.id, token, logprob, reason, top)
 
 
 def check_request(request: Request, unfinished: Collection[str], max_length: int, vocabulary: int) -> None:
@@ -67,7 +71,7 @@ def check_request(request: Request, unfinished: Collection[str], max_length: int
         raise ValueError(f"request '{request.id}' is unfinished; ids must be unique")
 
 
-def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[tuple[int, float]]:
+def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[Drawn]:
     """Draw one token per request, each with its own random stream.
 
     By inverse transform: one uniform number per token, looked up in the cumulative distribution. What is drawn depends
@@ -78,8 +82,8 @@ def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[tuple[int, fl
         running: the requests, in the order of the rows.
 
     Returns:
-        (token, log-probability) per request. Log-probabilities are those of softmax(logits / temperature), over the
-        nucleus where top_p < 1; greedy ones are at temperature 1.
+        One per request. Log-probabilities are those of softmax(logits / temperature), over the nucleus where top_p < 1;
+        greedy ones are at temperature 1.
     """
     samplings = [r.request.sampling for r in running]
     greedy = [s.temperature == 0 for s in samplings]
@@ -101,7 +105,17 @@ def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[tuple[int, fl
         if any(greedy):
             tokens = torch.where(torch.tensor(greedy, device=logits.device), logprobs.argmax(-1), tokens)
     chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
-    return list(zip(tokens.tolist(), chosen.tolist(), strict=True))
+    wanted = [s.likeliest for s in samplings]
+    top = [some[:number] for some, number in zip(likeliest(logprobs, max(wanted)), wanted, strict=True)]
+    return list(zip(tokens.tolist(), chosen.tolist(), top, strict=True))
+
+
+def likeliest(logprobs: torch.Tensor, number: int) -> list[tuple[Likely, ...]]:
+    """The likeliest tokens of each row, the likeliest first."""
+    if not number:
+        return [()] * len(logprobs)
+    values, tokens = logprobs.topk(min(number, logprobs.shape[-1]))
+    return [tuple(zip(*row, strict=True)) for row in zip(tokens.tolist(), values.tolist(), strict=True)]
 
 
 def inverse_transform(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -138,3 +152,15 @@ def nucleus(logprobs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     kept = ordered.masked_fill(outside, -math.inf)
     kept = torch.where(top_p[:, None] < 1, kept.log_softmax(-1), kept)
     return torch.empty_like(logprobs).scatter_(-1, order, kept)
+
+
+def common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Length of what two sequences begin with alike."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

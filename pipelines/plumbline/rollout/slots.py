@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -11,10 +12,12 @@ from transformers import PreTrainedModel
 
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import Decoder, linear_weights
-from plumbline.rollout.engine import NO_ADAPTER, Request, Token
-from plumbline.rollout.sampling import Running, check_request, draw
+from plumbline.rollout.engine import NO_ADAPTER, Request, Scored, Scoring, Token
+from plumbline.rollout.sampling import Running, check_request, common_length, draw
+from plumbline.rollout.scoring import Scorer
 
 PREFILL_TOKENS = 8192  # padding included; bounds the memory of one prefill
+SHARED_TOKENS = 32  # a shared beginning is copied from another slot where it is at least as long
 PREFILL_SPREAD = 1.25  # prompts are read together while the longest is at most this much longer than the shortest
 
 
@@ -43,7 +46,9 @@ class SlotEngine:
     ) -> None:
         self.adapter_version = NO_ADAPTER
         self.max_length = max_length
+        self.max_scored = max_length + 1
         self.decoder = Decoder(model, slots, max_length)
+        self._scorer = Scorer(model, self.max_scored)  # its weights are those of the decoder
         self._weights = AdaptedWeights(adapter_config, linear_weights(model))
         self._eos = frozenset(eos_token_ids)
         self._slots = slots
@@ -69,6 +74,9 @@ class SlotEngine:
     def step(self) -> list[Token]:
         return self._admit() + self._decode()
 
+    def score(self, requests: Sequence[Scoring]) -> Iterator[list[Scored]]:
+        return self._scorer.score(requests)
+
     def load_adapter(self, tensors: dict[str, torch.Tensor], version: int) -> None:
         self._weights.load(tensors)
         self.adapter_version = version
@@ -83,6 +91,7 @@ class SlotEngine:
 
     def _forget(self) -> None:
         """Leave the cache, such as that of old weights: unfinished sequences are read again."""
+        self._scorer.forget()
         self._queue.extendleft(reversed(self._live))
         self._live.clear()
 
@@ -103,20 +112,43 @@ class SlotEngine:
                 unread.append(slot)
             else:
                 copies.setdefault(owner, []).append(slot)
-        for batch in _batches(unread, [len(self._live[slot].read) for slot in unread]):
-            self._read(batch)
+        self._read_all(unread, list(owners.values()))
         for owner, targets in copies.items():
             self.decoder.copy(owner, targets, len(self._live[owner].read))
             for slot in targets:
                 self._live[slot].after = self._live[owner].after
         return self._draw(first, torch.stack([held.after for held in fresh if held.after is not None]))
 
-    def _read(self, slots: list[int]) -> None:
-        prompts = [self._live[slot].read for slot in slots]
+    def _read_all(self, unread: list[int], owners: list[int]) -> None:
+        """Read prompts. Of those that begin as another, in `owners` or among themselves, only the rest is read."""
+        texts = {slot: self._live[slot].read for slot in owners}
+        known = sorted(set(owners) - set(unread), key=texts.__getitem__)
+        followers: dict[int, list[int]] = {}
+        leaders: list[int] = []
+        for slot in sorted(unread, key=texts.__getitem__):
+            # Of sorted texts those that share the most are neighbours.
+            at = bisect(known, texts[slot], key=texts.__getitem__)
+            near = [*known[max(at - 1, 0) : at + 1], *leaders[-1:]]
+            best = max(near, key=lambda one: common_length(texts[one], texts[slot]), default=slot)
+            if best != slot and common_length(texts[best], texts[slot]) >= SHARED_TOKENS:
+                followers.setdefault(best, []).append(slot)
+            else:
+                leaders.append(slot)
+        for batch in _batches(leaders, [len(texts[slot]) for slot in leaders]):
+            self._read(batch, 0)
+        for owner, slots in followers.items():
+            # At least one token is read, for what comes after it.
+            start = min(min(common_length(texts[owner], texts[slot]), len(texts[slot]) - 1) for slot in slots)
+            self.decoder.copy(owner, slots, start)
+            for batch in _batches(slots, [len(texts[slot]) - start for slot in slots]):
+                self._read(batch, start)
+
+    def _read(self, slots: list[int], start: int) -> None:
+        prompts = [self._live[slot].read[start:] for slot in slots]
         width = max(map(len, prompts))
         tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])
         where = torch.tensor([[len(prompt) for prompt in prompts], slots]).to(self.decoder.device)
-        logits = self.decoder.prefill(tokens.to(self.decoder.device), where[0], where[1])
+        logits = self.decoder.prefill(tokens.to(self.decoder.device), where[0], where[1], start)
         for slot, after in zip(slots, logits, strict=True):
             self._live[slot].after = after.clone()  # a view would keep the whole batch's logits
 
@@ -131,8 +163,8 @@ class SlotEngine:
         """Draw for the slots from `first` on, and free the slots of those that are done."""
         running = self._live[first:]
         drawn = [
-            held.advance(token, logprob, self._eos, self.max_length)
-            for held, (token, logprob) in zip(running, draw(logits, running), strict=True)
+            held.advance(token, self._eos, self.max_length)
+            for held, token in zip(running, draw(logits, running), strict=True)
         ]
         self._unfinished -= {token.request_id for token in drawn if token.finish_reason}
         self._free([slot for slot, token in enumerate(drawn, start=first) if token.finish_reason])

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,17 +29,20 @@ from plumbline.models.load import end_tokens, load_base, load_tokenizer, model_f
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import linear_weights
-from plumbline.rollout.engine import NO_ADAPTER, Request, Token
+from plumbline.rollout.engine import NO_ADAPTER, Likely, Request, Scored, Scoring, Token
 from plumbline.rollout.probe import disagreement
 from plumbline.rollout.sampling import Running, check_request
+from plumbline.rollout.scoring import check_scoring
 
 if TYPE_CHECKING:
+    from vllm.logprobs import Logprob
     from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM makes room; an adapter's may be below
 LEAST_TEMPERATURE = 0.01  # below it vLLM samples at this one
 READ_TOKENS = 8192  # in one step; longer prompts take several
+MOST_LIKELIEST = 20  # of one request
 PAGE_TOKENS = 128  # the largest page of cache
 INSTEAD = "set rollout.engine: auto"
 
@@ -72,6 +75,7 @@ class VllmEngine:
         rank = _largest_rank(adapter_config)
         self.adapter_version = NO_ADAPTER
         self.max_length = max_length
+        self.max_scored = max_length - 1  # one token has to be drawn as well
         self._eos = frozenset(eos_token_ids)
         self._vocabulary = _vocabulary(model)
         self._config = adapter_config
@@ -81,6 +85,9 @@ class VllmEngine:
         self._lora: LoRARequest | None = None
         self._loads = 0
         self._running: dict[str, Running] = {}
+        self._scoring: dict[str, Scoring] = {}
+        self._scored: list[Scored] = []
+        self._drawn_meanwhile: list[Token] = []
         self._count = 0
 
         from vllm import EngineArgs
@@ -98,6 +105,7 @@ class VllmEngine:
             max_model_len=max_length,
             max_num_seqs=slots,
             max_num_batched_tokens=max(slots, min(READ_TOKENS, slots * max_length)),
+            max_logprobs=MOST_LIKELIEST,
             logprobs_mode="processed_logprobs",  # what tokens are drawn with; the default is at temperature 1, without top_p
             enable_prefix_caching=True,
             async_scheduling=False,  # a token would be under way when the weights change
@@ -112,7 +120,7 @@ class VllmEngine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._running)
+        return bool(self._running or self._drawn_meanwhile)
 
     def submit(self, request: Request) -> None:
         check_request(request, {held.request.id for held in self._running.values()}, self.max_length, self._vocabulary)
@@ -129,13 +137,54 @@ class VllmEngine:
             self._engine.abort_request([key])
 
     def step(self) -> list[Token]:
-        if not self.busy:
-            return []
+        before, self._drawn_meanwhile = self._drawn_meanwhile, []
+        return before + self._turn() if self._running else before
+
+    def score(self, requests: Sequence[Scoring]) -> Iterator[list[Scored]]:
+        if self._config is not None:
+            # Its LoRA head takes one row a request, and here there is one a token.
+            raise InvalidInput(f"vLLM scores given texts only without room for adapters; {INSTEAD}")
+        for request in requests:
+            check_scoring(request, self.max_scored, self._vocabulary)
+        return self._scores(requests)
+
+    def _scores(self, requests: Sequence[Scoring]) -> Iterator[list[Scored]]:
+        """A step at a time, in which answers may go on too: their tokens wait for `step`."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        for request in requests:
+            wanted = SamplingParams(
+                temperature=0,
+                max_tokens=1,
+                prompt_logprobs=request.likeliest,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._count += 1
+            self._scoring[str(self._count)] = request
+            self._engine.add_request(str(self._count), tokens_input(list(request.tokens)), wanted, lora_request=self._lora)
+        while self._scoring or self._scored:
+            if self._scoring:
+                self._drawn_meanwhile += self._turn()
+            found, self._scored = self._scored, []
+            yield found
+
+    def _turn(self) -> list[Token]:
+        """One step of vLLM: tokens are returned, scores are kept."""
         if not self._engine.has_unfinished_requests():
-            raise PlumblineError(f"vLLM holds none of {len(self._running)} unfinished requests")
+            number = len(self._running) + len(self._scoring)
+            raise PlumblineError(f"vLLM holds none of {number} unfinished requests")
         with self._uncompiled():
             outputs = self._engine.step()
-        return [token for output in outputs if output.request_id in self._running for token in self._drawn(output)]
+        tokens: list[Token] = []
+        for output in outputs:
+            if output.request_id in self._running:
+                tokens += self._drawn(output)
+            elif output.request_id in self._scoring and output.finished:
+                self._scored.append(_scored(self._scoring.pop(output.request_id), output))
+        return tokens
 
     def load_adapter(self, tensors: dict[str, torch.Tensor], version: int) -> None:
         self._weights.load({name: tensor.to("meta") for name, tensor in tensors.items()})
@@ -190,7 +239,7 @@ class VllmEngine:
             top_p=sampling.top_p,
             max_tokens=min(sampling.max_tokens - len(held.tokens), self.max_length - held.length),
             seed=_seed(sampling.seed, len(held.tokens)),
-            logprobs=0,
+            logprobs=sampling.likeliest,
             stop_token_ids=sorted(self._eos),
             ignore_eos=True,  # those that the folder names
             detokenize=False,
@@ -207,7 +256,11 @@ class VllmEngine:
             raise PlumblineError(f"vLLM gave up a request: {answer.finish_reason}")
         held = self._running[output.request_id]
         drawn = [
-            held.advance(token, logprobs[token].logprob, self._eos, self.max_length)
+            held.advance(
+                (token, logprobs[token].logprob, _likeliest(logprobs, held.request.sampling.likeliest)),
+                self._eos,
+                self.max_length,
+            )
             for token, logprobs in zip(answer.token_ids, answer.logprobs or [], strict=True)
         ]
         if output.finished:
@@ -217,6 +270,24 @@ class VllmEngine:
     def _uncompiled(self) -> Any:
         """vLLM's sampler is compiled at its first token, which on a CPU needs a compiler that need not be there."""
         return torch.compiler.set_stance("force_eager" if self._on_cpu else "default")
+
+
+def _likeliest(there: Mapping[int, Logprob], number: int) -> tuple[Likely, ...]:
+    ranked = sorted(there.items(), key=lambda pair: -pair[1].logprob)
+    return tuple((token, logprob.logprob) for token, logprob in ranked[:number])
+
+
+def _scored(request: Scoring, output: RequestOutput) -> Scored:
+    if output.prompt_logprobs is None or len(output.prompt_logprobs) != len(request.tokens):
+        raise PlumblineError(f"vLLM gave up a request: {output.outputs[0].finish_reason}")
+    there = [one or {} for one in output.prompt_logprobs[request.start :]]
+    own = [one[token] for token, one in zip(request.tokens[request.start :], there, strict=True)]
+    return Scored(
+        request.id,
+        [one.logprob for one in own],
+        [one.rank == 1 for one in own],
+        [_likeliest(one, request.likeliest) for one in there],
+    )
 
 
 def build_vllm(

@@ -1,4 +1,4 @@
-"""One served model: chat messages in, text out."""
+"""One served model: a prompt in, text out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jinja2
 import torch
@@ -20,15 +20,16 @@ from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.models.load import end_tokens, load_for_generation, load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.plan import Plan
-from plumbline.rollout.engine import Request, Sampling, build_engine, generate
+from plumbline.rollout.engine import Request, Sampling, Token, build_engine, generate
 from plumbline.serving.engine_thread import EngineThread
 from plumbline.serving.openai_schema import ChatCompletionRequest, FinishReason, OpenAIError
-from plumbline.serving.text import Detokenizer, StopStrings
+from plumbline.serving.text import Detokenizer, StopStrings, TokenNames
 
 log = logging.getLogger(__name__)
 
 CPU_CACHE_BYTES = 4 * 2**30  # for keys and values on a CPU, where untouched pages cost nothing
 GPU_CACHE_SHARE = 0.8  # of the memory that is free once the weights are there
+CONTEXT_TOKENS = 4  # of a prompt, for the text of what comes after it; a character has no more
 USEFUL_SLOTS = 16  # a context is shortened rather than serve fewer requests at a time
 
 
@@ -68,24 +69,41 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an answer. `completion_tokens` counts from its start; the last piece has a finish reason."""
+    """A piece of an answer.
+
+    Attributes:
+        text: what is certain now.
+        completion_tokens: how many were drawn since the answer began.
+        finish_reason: of the last piece.
+        drawn: tokens since the piece before; their text may come with the next.
+    """
 
     text: str
     completion_tokens: int
     finish_reason: FinishReason | None
+    drawn: list[Token] = field(default_factory=list)
 
 
 class ChatModel:
     """A loaded model behind its engine thread. Methods belong to one event loop."""
 
     def __init__(
-        self, served: ServedModel, tokenizer: PreTrainedTokenizerBase, engine: EngineThread, max_length: int
+        self,
+        served: ServedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        engine: EngineThread,
+        *,
+        max_length: int,
+        max_scored: int,
+        vocabulary: int,
     ) -> None:
         self.served = served
+        self.tokenizer = tokenizer
         self.engine = engine
-        self.max_length = max_length
+        self.max_length, self.max_scored = max_length, max_scored
+        self.vocabulary = vocabulary
+        self.names = TokenNames(tokenizer)
         self.created = int(time.time())
-        self._tokenizer = tokenizer
 
     @classmethod
     def load(cls, served: ServedModel, slots: int, share: float = 1.0) -> ChatModel:
@@ -112,29 +130,45 @@ class ChatModel:
         max_length -= prefix[0][0].shape[-2] if prefix else 0
         engine = build_engine(model, None, end_tokens(tokenizer, model), slots, max_length=max_length, prefix=prefix)
         generate(engine, [Request("first", (int(tokenizer.eos_token_id),), Sampling(max_tokens=1))])
-        return cls(served, tokenizer, EngineThread(engine, served.name), max_length)
+        return cls(
+            served,
+            tokenizer,
+            EngineThread(engine, served.name),
+            max_length=max_length,
+            max_scored=engine.max_scored,
+            vocabulary=model.get_input_embeddings().weight.shape[0],
+        )
 
-    def read(self, body: ChatCompletionRequest) -> Request:
-        """The prompt and sampling of a request.
+    def read(self, body: ChatCompletionRequest) -> list[Request]:
+        """The prompt and sampling of a request, `n` times, each with a random stream of its own.
 
         Raises:
             OpenAIError: 400: the chat template refuses the messages, or prompt and answer do not fit.
         """
         messages = [message.model_dump() for message in body.messages]
         try:
-            prompt = self._tokenizer.apply_chat_template(
+            "".join(message.content for message in body.messages).encode()
+            prompt = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=False
             )
         except jinja2.TemplateError as error:
             raise OpenAIError(400, f"messages: the model's chat template refuses them: {error}", param="messages") from error
-        return Request(uuid.uuid4().hex, tuple(prompt), self._sampling(body, len(prompt)))
+        except UnicodeError as error:
+            raise OpenAIError(400, f"messages: half a character cannot be read: {error}", param="messages") from error
+        limit = self._limit(body, len(prompt))
+        seed = secrets.randbits(63) if body.seed is None else body.seed
+        top = body.top_logprobs
+        return [
+            Request(uuid.uuid4().hex, tuple(prompt), Sampling(body.temperature, body.top_p, limit, seed + i, top))
+            for i in range(body.n)
+        ]
 
-    def _sampling(self, body: ChatCompletionRequest, prompt_tokens: int) -> Sampling:
+    def _limit(self, body: ChatCompletionRequest, prompt_tokens: int) -> int:
         room = self.max_length - prompt_tokens
-        field, limit = body.token_limit or ("messages", min(self.served.max_tokens, max(room, 1)))
+        name, limit = body.token_limit or ("messages", min(self.served.max_tokens, max(room, 1)))
         if limit > self.served.max_tokens:
             raise OpenAIError(
-                400, f"{field}: {limit} is too large: this model gives at most {self.served.max_tokens} tokens", param=field
+                400, f"{name}: {limit} is too large: this model gives at most {self.served.max_tokens} tokens", param=name
             )
         if limit > room:
             raise OpenAIError(
@@ -144,21 +178,31 @@ class ChatModel:
                 param="messages",
                 code="context_length_exceeded",
             )
-        seed = secrets.randbits(63) if body.seed is None else body.seed
-        return Sampling(body.temperature, body.top_p, limit, seed)
+        return limit
 
-    async def answer(self, request: Request, stops: list[str], *, stream: bool) -> AsyncGenerator[Piece, None]:
+    async def answer(
+        self, request: Request, stops: list[str], *, stream: bool, goes_on: bool = False
+    ) -> AsyncGenerator[Piece, None]:
         """The text of the answer, in pieces with `stream`, else in one.
 
         Leaving the iterator early cancels the request in the engine.
+
+        Args:
+            request: tokens in, and how to draw.
+            stops: strings that end the answer before them.
+            stream: whether to give pieces.
+            goes_on: whether the answer continues the prompt's text, so that a space between them is the answer's.
         """
-        detokenizer, stopper = Detokenizer(self._tokenizer), StopStrings(stops)
+        before = request.prompt[-CONTEXT_TOKENS:] if goes_on else ()
+        detokenizer, stopper = Detokenizer(self.tokenizer, before), StopStrings(stops)
         count, text = 0, ""
+        waiting: list[Token] = []
         async with aclosing(self.engine.tokens(request, stream=stream or bool(stops))) as steps:
             async for drawn in steps:
                 # Token by token where a stop string may cut between them.
                 for part in [[token] for token in drawn] if stops else [drawn]:
                     count += len(part)
+                    waiting += part
                     text += stopper.push(detokenizer.push([token.token for token in part]))
                     reason = part[-1].finish_reason
                     if reason is not None:
@@ -166,11 +210,11 @@ class ChatModel:
                     if stopper.reached:
                         reason = "stop"
                     if reason is not None:
-                        yield Piece(text + stopper.flush(), count, reason)
+                        yield Piece(text + stopper.flush(), count, reason, waiting)
                         return
                 if stream and text:
-                    yield Piece(text, count, None)
-                    text = ""
+                    yield Piece(text, count, None, waiting)
+                    text, waiting = "", []
         raise PlumblineError(f"the engine of model '{self.served.name}' ended an answer without a reason")
 
 

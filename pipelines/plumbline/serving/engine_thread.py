@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import suppress
 
 from plumbline.errors import PlumblineError
-from plumbline.rollout.engine import Engine, Request, Token
+from plumbline.rollout.engine import Engine, Request, Scored, Scoring, Token
 
 COALESCE_SECONDS = 0.02  # after a stream's first token, so that fast models do not send one event per token
 
@@ -23,8 +23,20 @@ class _Listener:
         self.done = asyncio.Event()
 
 
+class _Batch:
+    """Texts to score together, and where the result waits for its reader."""
+
+    def __init__(self, requests: Sequence[Scoring]) -> None:
+        self.requests = {request.id: request for request in requests}
+        self.found: dict[str, Scored] = {}
+        self.done = asyncio.Event()
+        self.left = False
+
+
 class EngineThread:
-    """Runs the engine while it has work. All methods but the thread's own belong to one event loop.
+    """Runs the engine while it has work: a step for those that want answers, a pass for those that want scores, in turns.
+
+    All methods but the thread's own belong to one event loop.
 
     Args:
         engine: nobody else may call it from now on.
@@ -35,16 +47,19 @@ class EngineThread:
         self.failure: BaseException | None = None
         self._engine = engine
         self._name = name
-        self._commands: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Request | _Batch | str | None] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
+        self._batches: dict[str, _Batch] = {}  # by request
+        self._unscored: list[_Batch] = []  # this and the next belong to the thread
+        self._passes: Iterator[list[Scored]] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
 
     @property
     def running(self) -> int:
-        """Requests that are queued or worked on."""
-        return len(self._listeners)
+        """Requests for an answer, and texts to score, that are queued or worked on."""
+        return len(self._listeners) + len(self._batches)
 
     async def tokens(self, request: Request, *, stream: bool) -> AsyncGenerator[list[Token], None]:
         """The request's tokens as they come, or, without `stream`, all at once.
@@ -75,6 +90,27 @@ class EngineThread:
             if not finished:
                 self._commands.put(request.id)
 
+    async def scores(self, requests: Sequence[Scoring]) -> list[Scored]:
+        """What the model thinks of each text, in order; a reader that leaves is forgotten.
+
+        Raises:
+            PlumblineError: the engine has failed.
+        """
+        self.check()
+        self._loop = asyncio.get_running_loop()
+        batch = _Batch(requests)
+        self._batches |= dict.fromkeys(batch.requests, batch)
+        self._commands.put(batch)
+        try:
+            if requests:
+                await batch.done.wait()
+            self.check()
+            return [batch.found[request.id] for request in requests]
+        finally:
+            batch.left = True
+            for request in requests:
+                del self._batches[request.id]
+
     def check(self) -> None:
         """Raises PlumblineError when the engine has failed."""
         if self.failure is not None:
@@ -87,7 +123,9 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while self._obey():
-                self._tell(self._engine.step())
+                if self._engine.busy:
+                    self._tell(self._engine.step())
+                self._score()
         except BaseException as error:
             self.failure = error
             self._tell([])
@@ -95,15 +133,39 @@ class EngineThread:
 
     def _obey(self) -> bool:
         """Take commands, and wait for one while there is no work. False: the thread shall end."""
-        while not self._engine.busy or not self._commands.empty():
+        while not (self._engine.busy or self._passes or self._unscored) or not self._commands.empty():
             command = self._commands.get()
             if command is None:
                 return False
             if isinstance(command, Request):
                 self._engine.submit(command)
+            elif isinstance(command, _Batch):
+                self._unscored.append(command)
             else:
                 self._engine.cancel(command)
         return True
+
+    def _score(self) -> None:
+        """One pass. All that have come meanwhile are scored together next: they may share a beginning."""
+        if self._passes is None and not self._unscored:
+            return
+        if self._passes is None:
+            requests = [request for batch in self._unscored if not batch.left for request in batch.requests.values()]
+            self._unscored.clear()
+            self._passes = self._engine.score(requests)
+        found = next(self._passes, None)
+        if found is None:
+            self._passes = None
+        elif found and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._deliver_scores, found)
+
+    def _deliver_scores(self, found: list[Scored]) -> None:
+        for scored in found:
+            batch = self._batches.get(scored.request_id)
+            if batch is not None:
+                batch.found[scored.request_id] = scored
+                if len(batch.found) == len(batch.requests):
+                    batch.done.set()
 
     def _tell(self, drawn: list[Token]) -> None:
         if self._loop is not None and not self._loop.is_closed():
@@ -122,3 +184,5 @@ class EngineThread:
             for listener in self._listeners.values():
                 listener.some.set()
                 listener.done.set()
+            for batch in self._batches.values():
+                batch.done.set()

@@ -1,4 +1,4 @@
-"""The HTTP interface: OpenAI's chat completions over loaded models. Knows nothing of Ray."""
+"""The HTTP interface: OpenAI's completions, of chats and of text, over loaded models. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -14,21 +14,29 @@ from starlette.exceptions import HTTPException
 
 from plumbline.errors import PlumblineError
 from plumbline.rollout.engine import Request as EngineRequest
+from plumbline.rollout.engine import Token
+from plumbline.serving import completions
 from plumbline.serving.chat import ChatModel
+from plumbline.serving.merging import gathered, merged
 from plumbline.serving.openai_schema import (
     AnswerMessage,
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionRequest,
     Choice,
+    ChoiceLogprobs,
     ChunkChoice,
+    CompletionRequest,
     Delta,
     ModelCard,
     ModelList,
     OpenAIError,
+    TokenLogprob,
+    TopLogprob,
     Usage,
     server_sent_event,
 )
+from plumbline.serving.text import REPLACEMENT
 
 
 def create_app(models: Mapping[str, ChatModel]) -> FastAPI:
@@ -46,11 +54,22 @@ def create_app(models: Mapping[str, ChatModel]) -> FastAPI:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatCompletionRequest) -> Response | ChatCompletion:
         model = find(body.model)
-        request = model.read(body)
+        requests = model.read(body)
         model.engine.check()
         if body.stream:
-            return StreamingResponse(_events(model, request, body), media_type="text/event-stream")
-        return await _completion(model, request, body)
+            return StreamingResponse(_events(model, requests, body), media_type="text/event-stream")
+        return await _completion(model, requests, body)
+
+    @app.post("/v1/completions", response_model=None)
+    async def text_completions(body: CompletionRequest) -> Response:
+        model = find(body.model)
+        prompts = completions.read(model, body)
+        model.engine.check()
+        if body.stream:
+            return StreamingResponse(_text_events(model, body, prompts), media_type="text/event-stream")
+        whole = await completions.complete(model, body, prompts)
+        # Written by pydantic itself: of a long echo this is much of the work.
+        return Response(whole.model_dump_json(), media_type="application/json")
 
     @app.get("/v1/models")
     async def list_models() -> ModelList:
@@ -77,39 +96,81 @@ def create_app(models: Mapping[str, ChatModel]) -> FastAPI:
     return app
 
 
-async def _completion(model: ChatModel, request: EngineRequest, body: ChatCompletionRequest) -> ChatCompletion:
-    async with aclosing(model.answer(request, body.stop, stream=False)) as pieces:
-        piece = await anext(pieces)
-    assert piece.finish_reason is not None
+async def _completion(model: ChatModel, requests: list[EngineRequest], body: ChatCompletionRequest) -> ChatCompletion:
+    async def whole(index: int, request: EngineRequest) -> tuple[Choice, int]:
+        async with aclosing(model.answer(request, body.stop, stream=False)) as pieces:
+            piece = await anext(pieces)
+        assert piece.finish_reason is not None
+        message = AnswerMessage(content=piece.text)
+        logprobs = _logprobs(model, piece.drawn) if body.logprobs else None
+        choice = Choice(index=index, message=message, logprobs=logprobs, finish_reason=piece.finish_reason)
+        return choice, piece.completion_tokens
+
+    answers = await gathered(whole(index, request) for index, request in enumerate(requests))
     return ChatCompletion(
-        **_head(model, request),
-        choices=[Choice(message=AnswerMessage(content=piece.text), finish_reason=piece.finish_reason)],
-        usage=Usage.of(len(request.prompt), piece.completion_tokens),
+        **_head(model, requests[0]),
+        choices=[choice for choice, _ in answers],
+        usage=Usage.of(len(requests[0].prompt), sum(count for _, count in answers)),
     )
 
 
-async def _events(model: ChatModel, request: EngineRequest, body: ChatCompletionRequest) -> AsyncIterator[str]:
-    head = _head(model, request)
+async def _events(model: ChatModel, requests: list[EngineRequest], body: ChatCompletionRequest) -> AsyncIterator[str]:
+    head = _head(model, requests[0])
 
-    def event(delta: Delta, **rest: Any) -> str:
-        return ChatCompletionChunk(**head, choices=[ChunkChoice(delta=delta, **rest)]).event()
+    def event(index: int, delta: Delta, **rest: Any) -> str:
+        return ChatCompletionChunk(**head, choices=[ChunkChoice(index=index, delta=delta, **rest)]).event()
 
-    yield event(Delta(role="assistant", content=""))
-    count = 0
+    counts = [0] * len(requests)
+    for index in range(len(requests)):
+        yield event(index, Delta(role="assistant", content=""))
     try:
-        async with aclosing(model.answer(request, body.stop, stream=True)) as pieces:
-            async for piece in pieces:
-                count = piece.completion_tokens
-                if piece.text:
-                    yield event(Delta(content=piece.text))
+        async with aclosing(merged([model.answer(request, body.stop, stream=True) for request in requests])) as pieces:
+            async for index, piece in pieces:
+                counts[index] = piece.completion_tokens
+                if piece.text or (body.logprobs and piece.drawn):
+                    logprobs = _logprobs(model, piece.drawn) if body.logprobs else None
+                    yield event(index, Delta(content=piece.text), logprobs=logprobs)
                 if piece.finish_reason:
-                    yield event(Delta(), finish_reason=piece.finish_reason)
+                    yield event(index, Delta(), finish_reason=piece.finish_reason)
     except PlumblineError as error:  # the status line is sent: the error can only travel as an event
         yield server_sent_event(OpenAIError(500, str(error)).body())
         return
     if body.stream_options and body.stream_options.include_usage:
-        yield ChatCompletionChunk(**head, choices=[], usage=Usage.of(len(request.prompt), count)).event()
+        usage = Usage.of(len(requests[0].prompt), sum(counts))
+        yield ChatCompletionChunk(**head, choices=[], usage=usage).event()
     yield server_sent_event("[DONE]")
+
+
+async def _text_events(model: ChatModel, body: CompletionRequest, prompts: list[completions.Prompt]) -> AsyncIterator[str]:
+    try:
+        async with aclosing(completions.stream(model, body, prompts)) as pieces:
+            async for piece in pieces:
+                yield server_sent_event(piece.model_dump(exclude={"usage"} if piece.usage is None else None))
+    except PlumblineError as error:
+        yield server_sent_event(OpenAIError(500, str(error)).body())
+        return
+    yield server_sent_event("[DONE]")
+
+
+def _logprobs(model: ChatModel, drawn: list[Token]) -> ChoiceLogprobs:
+    return ChoiceLogprobs(
+        content=[
+            TokenLogprob(
+                **_named(model, token.token, token.logprob),
+                top_logprobs=[TopLogprob(**_named(model, other, logprob)) for other, logprob in token.likeliest],
+            )
+            for token in drawn
+        ]
+    )
+
+
+def _named(model: ChatModel, token: int, logprob: float) -> dict[str, Any]:
+    name = model.names[token]
+    return {
+        "token": name,
+        "logprob": completions.finite(logprob),
+        "bytes": None if REPLACEMENT in name else list(name.encode()),
+    }
 
 
 def _head(model: ChatModel, request: EngineRequest) -> dict[str, Any]:
@@ -142,7 +203,7 @@ def as_openai_error(error: Exception) -> OpenAIError:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:] if first["type"] != "json_invalid") or None
-        return OpenAIError(400, f"{field or 'body'}: {first['msg']}", param=field)
+        return OpenAIError(400, f"{field or 'body'}: {first['msg'].removeprefix('Value error, ')}", param=field)
     if isinstance(error, HTTPException):
         return OpenAIError(error.status_code, str(error.detail))
     return OpenAIError(500, str(error))

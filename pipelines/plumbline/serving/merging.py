@@ -1,0 +1,43 @@
+"""Several answers of one request at the same time: none goes on when the request has failed or its reader has left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def gathered(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results, in order. The first failure is raised, and what is left is cancelled."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        await _cancelled(tasks)
+
+
+async def merged(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """What any source gives, as it comes, with the source's number. The first failure is raised; in the end all are closed."""
+    coming = {asyncio.ensure_future(anext(source)): number for number, source in enumerate(sources)}
+    try:
+        while coming:
+            for done in (await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED))[0]:
+                number = coming.pop(done)
+                try:
+                    one = done.result()
+                except StopAsyncIteration:
+                    continue
+                yield number, one
+                coming[asyncio.ensure_future(anext(sources[number]))] = number
+    finally:
+        await _cancelled(list(coming))
+        for source in sources:
+            await source.aclose()
+
+
+async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
