@@ -2,13 +2,14 @@
 
 The loop of the stage without Ray, in one thread: sampled reward at the first step, and how much processor time it takes until the mean of
 four steps is 0.3 higher. The model is the built-in one with a LoRA that 40 steps of supervised tuning have taught the form of the answers.
-Writes `benchmarks/results/reinforcement.json` and `.md`. Exit code 1 where the rise is not reached within 60 seconds.
+Writes `benchmarks/results/reinforcement.json` and `.md`, in which algorithms that were not asked for stay as they are. Exit code 1 where the rise is not reached within 60 seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import statistics
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from side_by_side import lines_of, machine, write
+from side_by_side import RESULTS, lines_of, machine, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 LIMIT, STEPS = 60.0, 150
@@ -67,6 +68,9 @@ def main() -> int:
             table.append(measure(algorithm, seed))
             print(table[-1], flush=True)
     here = machine()
+    known = json.loads(path.read_text())["table"] if (path := RESULTS / "reinforcement.json").exists() else []
+    kept = [row for row in known if row["algorithm"] in set(ALGORITHMS) - set(options.algorithms)]
+    table = sorted(kept + table, key=lambda row: (list(ALGORITHMS).index(row["algorithm"]), row["seed"]))
     words = f"Sampled reward rises by {RISE} within {LIMIT:g} seconds of one thread; {here}"
     page = f"# Reinforcement learning on builtin://skills\n\n{words}\n\n{lines_of(list(table[0]), table)}"
     write("reinforcement", {"machine": here, "table": table}, page)

@@ -53,6 +53,8 @@ def spec_of(algorithm: str, seed: int = 0, **options: Any) -> RlhfSpec:
         "optimizer": RlhfOptimizerSpec(learning_rate=1.5e-3),
         "checkpoint": RlhfCheckpointSpec(every_steps=1000),
     }
+    if algorithm == "ppo":  # its critic costs as much again, and its KL penalty holds it back
+        known |= {"prompts_per_step": 96, "updates_per_step": 1, "kl_coefficient": 0.01}
     return RlhfSpec(algorithm=algorithm, seed=seed, **known | options)
 
 
