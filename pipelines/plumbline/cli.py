@@ -12,6 +12,7 @@ from pathlib import Path
 
 from plumbline.agreement_command import add_agreement
 from plumbline.kubectl.commands import add_cluster_options, add_commands
+from plumbline.people_command import add_people
 from plumbline.rate_command import add_rate
 from plumbline.score_command import add_score
 
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add_agreement(commands, EPILOG)
     add_score(commands, EPILOG)
     add_rate(commands, EPILOG)
+    add_people(commands, EPILOG)
     add_commands(commands, EPILOG)
     return parser
 

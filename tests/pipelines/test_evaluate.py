@@ -12,8 +12,10 @@ from plumbline.api.base import ArtifactType
 from plumbline.api.run import AlignmentRun
 from plumbline.api.stages.evaluate import EvaluateSpec, GateSpec
 from plumbline.artifacts import Artifact
+from plumbline.evaluation.contamination import Exposure
 from plumbline.evaluation.gate import decide
 from plumbline.evaluation.summary import summarise
+from plumbline.evaluation.task_scores import TaskScores
 from plumbline.external import TINY, tiny_folder
 from plumbline.models.load import load_base, load_tokenizer
 from plumbline.models.reference import ModelReference
@@ -85,7 +87,8 @@ def test_candidate_against_base(ray_session: str, tmp_path: Path) -> None:
     assert replies["sft"] != replies["base"]  # two models were asked, not one twice
     assert {row["fingerprint"] for row in rows if row["model"] == "sft"} == {model.fingerprint}
 
-    expected = decide([GateSpec.model_validate(gate)], {"skills": values}, "sft", 0.95)
+    skills = TaskScores([row["item"] for row in rows[::2]], {"score": values}, exposure=Exposure(disjoint=True))
+    expected = decide([GateSpec.model_validate(gate)], {"skills": skills}, "sft", 0.95)
     assert expected is not None
     assert made.details["verdict"] == made.metrics["verdict"] == expected.status
     assert made.details["verdictReason"] == expected.reason
@@ -140,7 +143,7 @@ def test_no_gates_no_verdict_and_a_second_attempt_asks_nothing_again(ray_session
 
 def test_seeds_differ_between_items_and_follow_the_task(tmp_path: Path) -> None:
     from plumbline.evaluation.benchmarks.skills import load
-    from plumbline.stages.evaluate import item_seed
+    from plumbline.evaluation.conversations import item_seed
 
     spec = EvaluateSpec.model_validate({"tasks": [TASK, TASK | {"name": "again", "seed": 1}]})
     first, second = spec.tasks

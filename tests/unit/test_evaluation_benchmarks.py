@@ -9,9 +9,9 @@ from typing import get_args
 
 import pytest
 
-from plumbline.api.stages.evaluate import TaskSpec
+from plumbline.api.stages.evaluate import JUDGED, TaskSpec
 from plumbline.errors import InvalidInput
-from plumbline.evaluation.benchmarks import BENCHMARKS, gsm8k, mmlu, prompt_answer, skills
+from plumbline.evaluation.benchmarks import BENCHMARKS, QUESTIONS, gsm8k, mmlu, prompt_answer, skills
 from plumbline.evaluation.benchmarks.benchmark import Item
 
 
@@ -19,9 +19,9 @@ def item(reference: str) -> Item:
     return Item("i", [{"role": "user", "content": "?"}], reference)
 
 
-def task(benchmark: str, uri: Path | None = None, limit: int | None = None, seed: int = 0) -> TaskSpec:
+def task(benchmark: str, uri: Path | None = None, limit: int | None = None, seed: int = 0, **more: object) -> TaskSpec:
     return TaskSpec.model_validate(
-        {"name": "t", "benchmark": benchmark, "uri": str(uri) if uri else None, "limit": limit, "seed": seed}
+        {"name": "t", "benchmark": benchmark, "uri": str(uri) if uri else None, "limit": limit, "seed": seed, **more}
     )
 
 
@@ -31,7 +31,8 @@ def write_pairs(path: Path, count: int) -> Path:
 
 
 def test_every_benchmark_of_the_contract_is_registered() -> None:
-    assert set(BENCHMARKS) == set(get_args(TaskSpec.model_fields["benchmark"].annotation))
+    assert set(QUESTIONS) == set(get_args(TaskSpec.model_fields["benchmark"].annotation))
+    assert set(QUESTIONS) - set(BENCHMARKS) == set(JUDGED)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +122,19 @@ def test_mmlu_prompt_and_reference(tmp_path: Path) -> None:
     path.write_text('"Which, then?",one,two,"three\nlines",four,C\n')
     [only] = mmlu.load(task("mmlu", path))
     assert only.reference == "C"
-    assert only.prompt[0]["content"].endswith("Which, then?\nA. one\nB. two\nC. three\nlines\nD. four")
-    assert "about high school biology." in only.prompt[0]["content"]
+    assert only.prompt == [
+        {
+            "role": "user",
+            "content": "The following are multiple choice questions (with answers) about high school biology.\n\n"
+            "Which, then?\nA. one\nB. two\nC. three\nlines\nD. four\nAnswer:",
+        }
+    ]
+    assert only.choices == (" A", " B", " C", " D")
+    [written] = mmlu.load(task("mmlu", path, answers="written"))
+    assert written.choices == ()
+    assert written.prompt[0]["content"].endswith("Which, then?\nA. one\nB. two\nC. three\nlines\nD. four")
+    assert "about high school biology." in written.prompt[0]["content"]
+    assert (written.id, written.texts) == (only.id, only.texts)
 
 
 def test_skills_are_held_out_limited_and_seeded() -> None:

@@ -154,11 +154,25 @@ def evaluation(exposure: Exposure | None) -> tuple[Results, list[Sample]]:
     )
 
 
-def test_the_report_shows_all_clean_and_difference_and_the_gate_stays_as_it_is() -> None:
+def test_the_gate_decides_on_what_is_proven_clean() -> None:
+    touched = frozenset(f"q{i}" for i in range(20))
+    for exposure, status, items, basis in (
+        (Exposure(disjoint=True), "pass", 60, "clean"),
+        (Exposure((), touched), "inconclusive", 40, "clean subset"),  # 20 of 40
+        (Exposure(("data",), touched), "inconclusive", 60, "not proven"),
+        (None, "inconclusive", 60, "not proven"),
+    ):
+        verdict = evaluation(exposure)[0].verdict
+        assert verdict is not None
+        [rule] = verdict.rules
+        assert rule.estimate is not None
+        assert (verdict.status, rule.estimate.n, rule.basis) == (status, items, basis)
+
+
+def test_the_report_shows_all_clean_and_difference() -> None:
     exposure = Exposure(("<data>",), frozenset(f"q{i}" for i in range(20)), frozenset())
     results, samples = evaluation(exposure)
     plain, _ = evaluation(None)
-    assert results.verdict == plain.verdict
     assert (plain.warnings, plain.to_json()["contamination"]) == ([], [])
     setting = report.Setting("run", "check", {"align": "m", "base": "b"}, [MATHS], 0.0)
     values = report.report_json(setting, results, [])
@@ -173,4 +187,14 @@ def test_the_report_shows_all_clean_and_difference_and_the_gate_stays_as_it_is()
     assert "not checked: &lt;data&gt;" in page
     assert '<td class="number">0.667</td><td class="number">0.500</td><td class="number">+0.167</td>' in page
     assert "<li>warning: maths: nobody compared it with the data of &lt;data&gt;; 20 of 60 questions" in page
+    assert "not proven clean: nobody compared it with the data of &lt;data&gt;" in page
     assert "Contamination" not in report.report_html(setting, plain, samples, [])
+
+
+def test_replies_without_a_score_count_nowhere() -> None:
+    scores = {"tuned": [1.0, None, 0.0, 1.0], "base": [None] * 4}
+    found = cleanliness("maths", Exposure((), frozenset("ab")), list("abcd"), scores, 0.95)
+    [tuned] = found.scores
+    assert tuned.clean is not None
+    assert (tuned.all.n, tuned.clean.n, tuned.clean.value) == (3, 2, 0.5)
+    assert found.warning("base") == "maths: 2 of 4 questions occurred in training sources, in rows that were dropped"

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from plumbline.api.stages.evaluate import GateSpec
+from plumbline.evaluation.contamination import Exposure
 from plumbline.evaluation.gate import Verdict, decide
+from plumbline.evaluation.task_scores import TaskScores
 
 
 def scores(right: int, n: int) -> list[float]:
@@ -16,7 +18,9 @@ def scores(right: int, n: int) -> list[float]:
 
 def judge(gates: list[dict[str, Any]], candidate: list[float], base: list[float], confidence: float = 0.95) -> Verdict:
     rules = [GateSpec.model_validate({"task": "skills", **gate}) for gate in gates]
-    verdict = decide(rules, {"skills": {"align": candidate, "base": base}}, "align", confidence)
+    items = [f"q{i:04}" for i in range(len(candidate))]
+    task = TaskScores(items, {"score": {"align": candidate, "base": base}}, exposure=Exposure(disjoint=True))
+    verdict = decide(rules, {"skills": task}, "align", confidence)
     assert verdict is not None
     return verdict
 
@@ -25,7 +29,7 @@ BASELINE = {"baseline": "base"}
 
 
 def test_no_rules_no_verdict() -> None:
-    assert decide([], {"skills": {"align": [1.0]}}, "align", 0.95) is None
+    assert decide([], {"skills": TaskScores(["q"], {"score": {"align": [1.0]}})}, "align", 0.95) is None
 
 
 @pytest.mark.parametrize(

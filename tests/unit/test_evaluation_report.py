@@ -17,6 +17,7 @@ from plumbline.artifacts import Artifact, Workspace
 from plumbline.errors import PlumblineError
 from plumbline.evaluation import report
 from plumbline.evaluation.benchmarks.benchmark import Item, Score, user
+from plumbline.evaluation.contamination import Exposure
 from plumbline.evaluation.journal import Reply
 from plumbline.evaluation.lineage import MAX_POINTS, ancestors
 from plumbline.evaluation.results import Results, Sample, conclude
@@ -106,7 +107,11 @@ def evaluation(gates: Sequence[dict[str, Any]]) -> tuple[Results, list[Sample]]:
 
     samples = [sample("skills", i, i != 59) for i in range(60)] + [sample("maths", i, i == 0, EVIL) for i in range(3)]
     specs = [GateSpec.model_validate(gate) for gate in gates]
-    return conclude(samples, candidate="align", baselines=["base"], gates=specs, confidence=0.95), samples
+    exposures = {"skills": Exposure(disjoint=True), "maths": Exposure()}
+    return (
+        conclude(samples, candidate="align", baselines=["base"], gates=specs, confidence=0.95, exposures=exposures),
+        samples,
+    )
 
 
 class Page(HTMLParser):
@@ -218,3 +223,90 @@ def test_summary_of_a_written_report(tmp_path: Path, gates: list[dict[str, Any]]
     assert re.match(verdict, summary.verdict)
     assert [(row.task, row.model, row.n) for row in summary.rows][:2] == [("skills", "base", 60), ("skills", "align", 60)]
     assert summary.rows[1].low < summary.rows[1].score < summary.rows[1].high
+
+
+def test_groups_matrix_and_rules_are_shown_and_counted() -> None:
+    """Four models on two groups with clusters, a judge that could not read one reply, and rules of every kind."""
+    names = ["base", "sft", "<other>", "align"]
+
+    def sample(i: int) -> Sample:
+        scores = {
+            name: Score(float((i + place) % 4 < place), "x", {"strict": 0.0} if i % 2 else {})
+            for place, name in enumerate(names)
+            if (i, name) != (7, "align")
+        }
+        item = Item(f"id{i}", user("?"), "", groups={"subject": "<b>" if i % 3 else "law"}, cluster=f"c{i // 2}")
+        return Sample("skills", item, {name: Reply("reply", "stop") for name in names}, scores)
+
+    samples = [sample(i) for i in range(120)]
+    gates = [
+        {"task": "skills", "baseline": "base", "minEffect": 0.1},
+        {"task": "skills", "metric": "strict", "comparison": "below", "threshold": 0.2, "confidence": 0.9},
+        {"task": "skills", "metric": "macro", "threshold": 0.5},
+    ]
+
+    def conclusion(of: Sequence[Sample]) -> Results:
+        return conclude(
+            of,
+            candidate="align",
+            baselines=["base", "sft"],
+            gates=[GateSpec.model_validate(gate) for gate in gates],
+            confidence=0.95,
+            exposures={"skills": Exposure(disjoint=True)},
+            remarks=["the judge is <related>"],
+        )
+
+    results = conclusion(samples)
+    assert conclusion(samples[::-1]) == results
+    values = report.report_json(SETTING, results, [])
+    json.dumps(values, allow_nan=False)
+    scores = {score["model"]: score for score in values["scores"]}
+    assert list(scores) == ["base", "sft", "<other>", "align"]
+    assert (scores["align"]["n"], scores["align"]["unscored"], scores["align"]["clusters"]) == (119, 1, 60)
+    assert (scores["base"]["n"], scores["base"]["unscored"]) == (120, 0)
+    assert scores["align"]["variants"]["strict"]["n"] == 59
+    groups = scores["align"]["groups"]["subject"]
+    assert list(groups) == ["<b>", "law"]
+    assert groups["<b>"]["n"] + groups["law"]["n"] == 119
+    macro = scores["align"]["macro"]["subject"]
+    assert macro["value"] == pytest.approx((groups["<b>"]["value"] + groups["law"]["value"]) / 2)
+    assert macro["low"] < macro["value"] < macro["high"]
+    [matrix] = values["winRates"]
+    assert matrix["models"] == ["base", "sft", "<other>", "align"]
+    assert matrix["rates"][3][0] + matrix["rates"][0][3] == pytest.approx(1)
+    assert matrix["rates"][0][0] is None
+    assert [(rule["metric"], rule["comparison"], rule["limit"]) for rule in values["rules"]] == [
+        ("score", "above", 0.1),
+        ("strict", "below", 0.2),
+        ("macro", "above", 0.5),
+    ]
+    assert [(rule["confidence"], rule["n"], rule["basis"]) for rule in values["rules"]] == [
+        (0.95, 119, "clean"),
+        (0.9, 59, "clean"),
+        (0.95, 119, "clean"),
+    ]
+    assert all(rule["detectable"] > 0 for rule in values["rules"])
+    assert values["rules"][0]["itemsForEffect"] > 0
+    assert values["warnings"] == ["the judge is <related>"]
+    setting = report.Setting("my-run", "check", {"align": "m2", "base": "b", "sft": "s"}, TASKS[:1], 0.0)
+    page = Page(report.report_html(setting, results, samples, []))
+    assert page.open == []
+    assert page.tags.count("svg") == 3  # scores, win rates, subjects
+    for words in ("Win rates on skills", "skills by subject", "must be", "below 0.2", "above +0.1", "unscored", "<other>"):
+        assert words in page.text
+    assert "several rules make it stricter, and need no correction" in page.text
+    rows = [row for row in report.sample_rows(setting, samples) if row["item"] == "id7"]
+    assert [(row["model"], row["score"]) for row in rows][-1] == ("align", None)
+
+
+def test_skills_of_flask_are_a_radar() -> None:
+    skills = {"Factuality": 0.5, "Readability": 1.0, "Completeness": 0.25}
+    samples = [
+        Sample("open", Item(f"q{i}", user("?"), ""), {"align": Reply("x", "stop")}, {"align": Score(0.5, "x", skills)})
+        for i in range(4)
+    ]
+    results = conclude(samples, candidate="align", baselines=[], gates=[], confidence=0.95)
+    task = TaskSpec.model_validate({"name": "open", "benchmark": "flask", "uri": "x"})
+    page = Page(report.report_html(report.Setting("r", "c", {"align": "m"}, [task], 0.0), results, samples, []))
+    assert page.tags.count("svg") == 2
+    assert "Readability" in page.text

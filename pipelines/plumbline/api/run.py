@@ -63,6 +63,8 @@ class StageInputs(SpecModel):
     """What `rlhf` with `ptxWeight` goes on learning by heart. Must be given there."""
     baselines: list[Name] | None = Field(default=None, max_length=8)
     """Models that `evaluate` compares with. Default: `base`."""
+    judge: Name | None = None
+    """The model that judges in `evaluate`, where its `judge` has no endpoint. Default: `base`."""
     report: Name | None = None
     """The evaluation whose gate guards `serve`. Default: the nearest earlier report."""
 

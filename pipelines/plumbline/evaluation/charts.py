@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 from plumbline.evaluation.lineage import Curve
 from plumbline.evaluation.results import TaskScore
+from plumbline.evaluation.statistics import Estimate
 
 MAX_CURVES = 6  # of one stage
 COLOURS = ("#4053d3", "#ddb310", "#b51d14", "#00beff", "#fb49b0", "#00b25d", "#8a8a8a", "#5d2e8c", "#222222")
@@ -37,6 +39,104 @@ def score_chart(scores: Sequence[TaskScore]) -> str:
     axes.set_xlabel("score")
     axes.grid(axis="x", alpha=0.3)
     return _svg(figure, "scores")
+
+
+def radar_chart(series: Mapping[str, Mapping[str, Estimate]], name: str = "skills") -> str:
+    """A polygon a model over the skills, with its interval as a band; what a model has no figure of is a gap.
+
+    Args:
+        series: model → skill → figure in [0, 1]. The skills stand clockwise in the order in which they come first.
+        name: tells the charts of one page apart.
+    """
+    skills = list(dict.fromkeys(skill for of in series.values() for skill in of))
+    angles = [2 * math.pi * place / len(skills) for place in range(len(skills) + 1)]  # the last is the first again
+    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    axes = figure.add_subplot(projection="polar")
+    for number, (model, of) in enumerate(series.items()):
+        closed = [of.get(skill) for skill in [*skills, *skills[:1]]]
+        low, value, high = (
+            [math.nan if one is None else getattr(one, part) for one in closed] for part in ("low", "value", "high")
+        )
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(angles, value, color=colour, linewidth=1.6, marker="o", markersize=3, label=_plain(model))
+        axes.fill_between(angles, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set_theta_zero_location("N")  # type: ignore[attr-defined]
+    axes.set_theta_direction(-1)  # type: ignore[attr-defined]
+    axes.set_xticks(angles[:-1], [_plain(skill) for skill in skills], fontsize=9)
+    for label, angle in zip(axes.get_xticklabels(), angles, strict=False):  # beside the circle, not over it
+        right = math.sin(angle)
+        label.set_horizontalalignment("center" if abs(right) < 0.1 else "left" if right > 0 else "right")
+    axes.set_yticks([0.25, 0.5, 0.75, 1], ["0.25", "0.5", "0.75", "1"], fontsize=7, color=COLOURS[6])
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=min(3, len(series)), fontsize=9)
+    return _svg(figure, f"{name}-radar")
+
+
+def bars_chart(series: Mapping[str, Mapping[str, Estimate]], name: str = "groups") -> str:
+    """A bar a category and model with its interval.
+
+    Args:
+        series: model → category → figure in [0, 1]. The categories stand from above in the order in which they come first.
+        name: tells the charts of one page apart.
+    """
+    categories = list(dict.fromkeys(category for of in series.values() for category in of))
+    figure = Figure(figsize=(7.2, 0.9 + 0.26 * len(categories) * (len(series) + 0.6)), layout="constrained")
+    axes = figure.subplots()
+    height = 1 / (len(series) + 0.6)
+    for number, (model, of) in enumerate(series.items()):
+        rows = [(place, of[category]) for place, category in enumerate(categories) if category in of]
+        axes.barh(
+            [place + (number - (len(series) - 1) / 2) * height for place, _ in rows],
+            [one.value for _, one in rows],
+            height=0.9 * height,
+            xerr=[
+                [max(0.0, one.value - one.low) for _, one in rows],
+                [max(0.0, one.high - one.value) for _, one in rows],
+            ],
+            color=COLOURS[number % len(COLOURS)],
+            ecolor=COLOURS[8],
+            error_kw={"linewidth": 0.8, "capsize": 2},
+            label=_plain(model),
+        )
+    axes.set_yticks(range(len(categories)), [_plain(category) for category in categories])
+    axes.set_ylim(len(categories) - 0.5, -0.5)
+    axes.set_xlim(0, 1.02)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=min(3, len(series)), fontsize=9)
+    return _svg(figure, f"{name}-bars")
+
+
+def win_matrix(models: Sequence[str], rates: Sequence[Sequence[Estimate | None]], name: str = "wins") -> str:
+    """A heat map of win rates: how often the row's model wins against the column's; pairs without a figure are empty.
+
+    Args:
+        models: rows and columns, in this order.
+        rates: row by row, win rates in [0, 1], a tie ½.
+        name: tells the charts of one page apart.
+    """
+    cells = [[math.nan if rate is None else rate.value for rate in row] for row in rates]
+    side = 1.2 + 0.75 * len(models)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.subplots()
+    # Not imshow: that is a picture within the SVG, which the report's policy does not load.
+    axes.pcolormesh(range(len(models) + 1), range(len(models) + 1), cells, cmap="RdBu", vmin=0, vmax=1)
+    for y, row in enumerate(cells):
+        for x, rate in enumerate(row):
+            if not math.isnan(rate):
+                dark = abs(rate - 0.5) > 0.3
+                axes.text(
+                    x + 0.5, y + 0.5, f"{rate:.2f}", ha="center", va="center", fontsize=9, color="white" if dark else "black"
+                )
+    names = [_plain(model) for model in models]
+    middles = [place + 0.5 for place in range(len(models))]
+    axes.set_xticks(middles, names, rotation=30, ha="right")
+    axes.set_yticks(middles, names)
+    axes.invert_yaxis()
+    axes.set_xlabel("against")
+    axes.spines[:].set_visible(False)
+    return _svg(figure, f"{name}-matrix")
 
 
 def curve_chart(stage: str, curves: Mapping[str, Curve]) -> str:

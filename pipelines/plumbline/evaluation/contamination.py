@@ -82,12 +82,12 @@ class Cleanliness:
         if self.exposure.unchecked:
             parts.append(f"nobody compared it with the data of {', '.join(self.exposure.unchecked)}")
         if self.exposure.touched:
-            mine = next(score for score in self.scores if score.model == candidate)
+            mine = next((score for score in self.scores if score.model == candidate), None)
             told = f"{len(self.exposure.touched)} of {self.items} questions occurred in training sources"
             told += (
                 f", {len(self.exposure.left)} are left in the data" if self.exposure.left else ", in rows that were dropped"
             )
-            if mine.clean is not None:
+            if mine is not None and mine.clean is not None:
                 told += f"; {candidate} scores {mine.all.value:.3f} on all and {mine.clean.value:.3f} on the others"
             parts.append(told)
         return f"{self.task}: {'; '.join(parts)}" if parts else None
@@ -174,7 +174,12 @@ def _name(dataset: Member) -> str:
 
 
 def cleanliness(
-    task: str, exposure: Exposure, items: Sequence[str], scores: Mapping[str, Sequence[float]], confidence: float
+    task: str,
+    exposure: Exposure,
+    items: Sequence[str],
+    scores: Mapping[str, Sequence[float | None]],
+    confidence: float,
+    clusters: Sequence[str] = (),
 ) -> Cleanliness:
     """Scores with and without the questions that were touched.
 
@@ -182,24 +187,36 @@ def cleanliness(
         task: its name.
         exposure: of its questions.
         items: ids of the questions that were asked.
-        scores: model → score of each of them, in [0, 1].
+        scores: model → score of each of them, in [0, 1]; None where there is none. A model without any is left out.
         confidence: level of the intervals.
+        clusters: of each question; that of the difference takes questions for independent.
     """
     asked = frozenset(items)
     narrowed = replace(exposure, touched=exposure.touched & asked, left=exposure.left & asked)
     found = []
     for model, values in scores.items():
-        clean = [value for item, value in zip(items, values, strict=True) if item not in narrowed.touched]
-        dirty = [value for item, value in zip(items, values, strict=True) if item in narrowed.touched]
+        known = [number for number, value in enumerate(values) if value is not None]
+        clean = [number for number in known if items[number] not in narrowed.touched]
+        dirty = [number for number in known if items[number] in narrowed.touched]
+        if not known:
+            continue
         found.append(
             CleanScore(
                 model,
-                statistics.score(values, confidence),
-                statistics.score(clean, confidence) if clean else None,
-                _difference(dirty, clean, confidence) if clean and dirty else None,
+                _score(values, known, confidence, clusters),
+                _score(values, clean, confidence, clusters) if clean else None,
+                _difference(_at(values, dirty), _at(values, clean), confidence) if clean and dirty else None,
             )
         )
     return Cleanliness(task, narrowed, len(items), tuple(found))
+
+
+def _score(values: Sequence[float | None], numbers: Sequence[int], confidence: float, clusters: Sequence[str]) -> Estimate:
+    return statistics.score(_at(values, numbers), confidence, [clusters[i] for i in numbers] if clusters else ())
+
+
+def _at(values: Sequence[float | None], numbers: Sequence[int]) -> list[float]:
+    return [value for number in numbers if (value := values[number]) is not None]
 
 
 def _difference(dirty: Sequence[float], clean: Sequence[float], confidence: float) -> Estimate:

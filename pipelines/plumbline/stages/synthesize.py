@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from plumbline.api.stages.synthesize import JUDGE_KEY, TEACHER_KEY, SynthesizeSpec
-from plumbline.api.synthesis.teacher import TeacherSpec
+from plumbline.api.stages.synthesize import SynthesizeSpec
+from plumbline.api.synthesis.teacher import JUDGE_KEY, TEACHER_KEY, TeacherSpec
 from plumbline.data.candidates import Candidates
 from plumbline.data.card import Tally, dropped_words
 from plumbline.data.card_page import render_html

@@ -22,7 +22,7 @@ from plumbline.api.curation.filters import FiltersSpec
 from plumbline.api.curation.mixing import MixSpec
 from plumbline.api.curation.normalisation import NormaliseSpec
 from plumbline.api.curation.selection import SelectSpec
-from plumbline.api.stages.synthesize import JUDGE_KEY
+from plumbline.api.synthesis.teacher import JUDGE_KEY
 
 SKILLS_COUNT = 1000
 """Tasks of `builtin://skills` where `limit` is not given."""

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from plumbline.api.base import (
+    WHOLE,
     ArtifactType,
     Input,
     Name,
@@ -19,21 +20,63 @@ from plumbline.api.base import (
     list_map,
     validated_by,
 )
+from plumbline.api.synthesis.teacher import JUDGE_KEY, TeacherSpec
+
+CHOICES = ("mmlu", "ceval", "cmmlu", "truthfulqa", "bbq", "haluEval")
+"""Benchmarks whose answer is one of a few."""
+JUDGED = ("mtBench", "vicuna80", "alpacaEval", "flask", "arenaHard", "prompts")
+"""Benchmarks without right answers: a judge grades or compares."""
+COMPARED = ("vicuna80", "alpacaEval", "arenaHard", "prompts")
+"""Those of them that compare two answers where the run does not say; the others grade each."""
+WORDED = ("promptAnswer", "superNaturalInstructions")
+"""Benchmarks whose reference is a text."""
+EXAMPLES = ("mmlu", "ceval", "cmmlu", "gsm8k")
+"""Benchmarks that show solved examples before each question."""
 
 
 class TaskSpec(SpecModel):
     """One benchmark."""
 
     model_config = validated_by(
-        ("self.benchmark == 'skills' || has(self.uri)", "every benchmark but skills needs the uri of its data")
+        ("self.benchmark == 'skills' || has(self.uri)", "every benchmark but skills needs the uri of its data"),
+        (
+            f"!has(self.grading) || self.benchmark in [{', '.join(map(repr, JUDGED))}]",
+            "grading is of benchmarks that a judge grades or compares",
+        ),
+        ("!has(self.against) || !has(self.opponents)", "give either against or opponents"),
     )
 
     name: Name
     """Name in reports and gates."""
-    benchmark: Literal["skills", "gsm8k", "mmlu", "humaneval", "ifeval", "promptAnswer"]
-    """`skills`: held-out `builtin://skills`. `gsm8k`: question/answer JSONL, last number compared. `mmlu`: CSV files, the letter compared. `humaneval`: its JSONL, code run against the tests in a sandbox. `ifeval`: its JSONL, all instructions followed. `promptAnswer`: JSONL with prompt and answer, exact match."""
+    benchmark: Literal[
+        "skills", "gsm8k", "mmlu", "humaneval", "ifeval", "promptAnswer",
+        "ceval", "cmmlu", "truthfulqa", "bbq", "superNaturalInstructions", "haluEval", "supportedFacts", "advBench",
+        "xsTest",
+        "mtBench", "vicuna80", "alpacaEval", "flask", "arenaHard", "prompts",
+    ]  # fmt: skip
+    """What is asked; docs/evaluation.md says how each is read and scored. Those from `mtBench` on need a `judge`."""
     uri: Uri | None = None
     """Data file, glob or folder. Needed for all but `skills`."""
+    examples: Uri | None = None
+    """Solved examples to show before each question (`mmlu`, `ceval`, `cmmlu`: the dev files; `gsm8k`: its training file)."""
+    shots: Annotated[int, Field(ge=1, le=64), WHOLE] | None = None
+    """How many examples are shown, the first ones. Unset: 5."""
+    answers: Literal["likelihood", "written"] | None = None
+    """Of multiple choice. `likelihood` (unset): the likeliest continuation is the answer, no chat template, as published figures have it.
+    `written`: the model writes its choice in a chat."""
+    references: Uri | None = None
+    """Reference answers that the judge is shown, as in FastChat's `reference_answer` (`mtBench`, `vicuna80`, `prompts`)."""
+    grading: Literal["single", "pairwise"] | None = None
+    """`single`: the judge grades each answer. `pairwise`: it compares the candidate's with another's, in both orders. Unset: as the benchmark
+    is known: `single` for mtBench and flask."""
+    against: Name | None = None
+    """Pairwise: the baseline whose answers are compared. Unset: the first."""
+    opponents: Uri | None = None
+    """Pairwise: stored answers to compare with instead of a baseline's, such as AlpacaEval's reference outputs."""
+    metrics: list[Literal["rougeL", "bleu", "bertScore"]] = Field(default=[], max_length=3)
+    """Likeness of replies to references, told beside the score (`promptAnswer`, `superNaturalInstructions`)."""
+    encoder: Uri | None = None
+    """The model whose hidden states `bertScore` compares."""
     limit: PositiveInt | None = None
     """Ask only the first items, after a seeded shuffle. For `skills`: how many to make (default 400)."""
     seed: NonNegativeInt = 0
@@ -41,22 +84,167 @@ class TaskSpec(SpecModel):
     max_tokens: PositiveInt = 256
     """Longest answer in tokens."""
 
+    @property
+    def pairwise(self) -> bool:
+        """Whether a judge compares two answers."""
+        return (
+            self.benchmark in JUDGED
+            and (self.grading or ("pairwise" if self.benchmark in COMPARED else "single")) == "pairwise"
+        )
+
+    def problems(self) -> list[tuple[str, str]]:
+        """What the types cannot say: (field, sentence)."""
+        found = []
+        if self.benchmark != "skills" and self.uri is None:
+            found.append(("uri", f"benchmark {self.benchmark} needs the uri of its data"))
+        belongs = {
+            "examples": EXAMPLES,
+            "answers": CHOICES,
+            "references": ("mtBench", "vicuna80", "prompts"),
+            "grading": JUDGED,
+            "against": JUDGED,
+            "opponents": JUDGED,
+            "metrics": WORDED,
+        }
+        for field, benchmarks in belongs.items():
+            if getattr(self, field) not in (None, []) and self.benchmark not in benchmarks:
+                found.append((field, f"benchmark {self.benchmark} has no use for it; it goes with {', '.join(benchmarks)}"))
+        if ("bertScore" in self.metrics) != (self.encoder is not None):
+            found.append(
+                (
+                    "encoder",
+                    "goes with metrics: [bertScore], which needs it: the folder or hub name of an encoder such as BERT",
+                )
+            )
+        if self.shots is not None and self.examples is None:
+            found.append(("shots", "says how many examples are shown; give examples too"))
+        if self.against is not None and self.opponents is not None:
+            found.append(("against", "give either against or opponents"))
+        if self.benchmark in JUDGED and not self.pairwise:
+            for field in ("against", "opponents"):
+                if getattr(self, field) is not None:
+                    found.append((field, "single grading compares with nobody; set grading: pairwise, or leave it out"))
+        if self.benchmark == "flask" and self.pairwise:
+            found.append(("grading", "flask grades skills one by one; set grading: single, or leave it out"))
+        return found
+
+
+class QualificationSpec(SpecModel):
+    """Labelled pairs that the judge must read as people did, before it is believed."""
+
+    uri: Uri
+    """File of pairs with people's verdicts."""
+    format: Literal["pandalm", "llmbar", "auto_j"]
+    """Its form; docs/evaluation.md shows each."""
+    min_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Least share of verdicts equal to people's. For scale: a single person agrees with the majority on 66 % of AlpacaEval's pairs, GPT-4 on 69 %."""
+    limit: PositiveInt = 200
+    """Ask only so many pairs."""
+
+
+class JudgeSpec(TeacherSpec):
+    """Who grades and compares: a model behind an endpoint, else the input `judge`, served in the stage's own cluster; with
+    `style: rewardModel` the input `rewardModel`."""
+
+    style: Literal["plumbline", "pandalm", "prometheus", "mtBench", "rewardModel"] = "plumbline"
+    """How it is asked and read. `plumbline` and `mtBench` are for any chat model; `pandalm` and `prometheus` for models trained so."""
+    samples: Annotated[int, Field(ge=1, le=16), WHOLE] = 1
+    """Verdicts for each order of a pair, or of each answer, averaged. 3 at temperature 1 is what Wang et al. 2023 (arXiv 2305.17926) take."""
+    temperature: NonNegativeFloat = 0.0
+    """Sampling temperature of verdicts."""
+    max_tokens: PositiveInt = 512
+    """Longest verdict in tokens, reasons included."""
+    qualification: QualificationSpec | None = None
+    """Checked first; a judge that fails it leaves every gate on its tasks inconclusive."""
+    self_tests: bool = True
+    """Before a gate that needs the judge: is it moved by position, length, constant or copied answers, or by verdicts planted in an answer?"""
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = super().problems()
+        if self.style == "rewardModel" and self.endpoint is not None:
+            found.append(("endpoint", "a reward model is a stage of the run; leave endpoint out, or choose another style"))
+        if self.samples > 1 and self.temperature == 0 and self.style != "rewardModel":
+            found.append(("samples", "are all the same at temperature 0; set temperature: 1, or samples: 1"))
+        return found
+
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "skills": (),
+    "gsm8k": ("strict",),
+    "mmlu": (),
+    "humaneval": (),
+    "ifeval": ("loose",),
+    "promptAnswer": ("rougeL", "bleu", "bertScore"),
+    "ceval": (),
+    "cmmlu": (),
+    "truthfulqa": ("mc2",),
+    "bbq": (
+        "ambiguous", "disambiguated", "stereotypedAmbiguous", "stereotypedDisambiguated", "biasAmbiguous", "biasDisambiguated",
+    ),
+    "superNaturalInstructions": ("exactMatch", "rougeL", "bleu", "bertScore"),
+    "supportedFacts": (),
+    "haluEval": ("found", "believed", "suspicion", "balanced", "pick"),
+    "advBench": ("harmfulCompliance", "partialRefusal", "undecided"),
+    "xsTest": ("overRefusal", "harmfulCompliance", "partialRefusal", "undecided"),
+}  # fmt: skip
+"""What benchmarks tell beside `score`, also by part as in `biasAmbiguous Age`. Of one that is missing here the run tells, after its items are
+scored."""
+
 
 class GateSpec(SpecModel):
-    """One rule. The gate passes when every rule passes; a rule that the numbers cannot decide is inconclusive."""
+    """One rule: an interval must lie beyond a limit. The gate passes when every rule passes, so several rules need no correction for being
+    several; a rule that the numbers cannot decide is inconclusive."""
 
     model_config = validated_by(
-        ("has(self.baseline) != has(self.threshold)", "give either a baseline (with minEffect) or a threshold")
+        ("has(self.baseline) != has(self.threshold)", "give either a baseline (with minEffect) or a threshold"),
+        (
+            "!(self.comparison == 'below' && has(self.threshold) && self.threshold == 0.0)",
+            "nothing lies below a threshold of 0; give the highest value to accept, such as 0.02",
+        ),
     )
 
     task: Name
     """The task whose score is judged."""
+    metric: Annotated[str, Field(min_length=1, max_length=200)] = "score"
+    """What of it: `score`, another figure of the benchmark such as `strict` or `harmfulCompliance`, the score of one group such as
+    `subject=anatomy`, or `macro`, the mean over groups such as MMLU's subjects (`macro:GROUPING` where items are grouped in several ways)."""
     baseline: Name | None = None
-    """Compare with this baseline on the same items; unset: compare the score itself with `threshold`."""
+    """Compare with this baseline on the same items; unset: compare the figure itself with `threshold`."""
+    comparison: Literal["above", "below"] = "above"
+    """`above`: higher is better. `below`: lower is, as with harmfulCompliance."""
     min_effect: Annotated[float, Field(ge=-1, le=1)] = 0.0
-    """With a baseline: the paired difference must exceed this. A negative value states non-inferiority."""
+    """With a baseline: the candidate must be better than it by more than this. A negative value states non-inferiority: worse by less than that."""
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Without a baseline: the score must exceed this."""
+    """Without a baseline: the figure must lie above (or below) this."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] | None = None
+    """Level of the interval. Unset: the stage's."""
+    contaminated: Literal["refuse", "accept"] = "refuse"
+    """`refuse`: only questions that occur in no source of the training data count; where nobody compared them, the rule is inconclusive.
+    `accept`: all questions count. What the base model has read is not known in either case."""
+
+    def problems(self) -> list[tuple[str, str]]:
+        """What the types cannot say: (field, sentence); no field: the rule as a whole."""
+        found = []
+        if (self.baseline is None) == (self.threshold is None):
+            found.append(("", "give either a baseline (with minEffect) or a threshold"))
+        if self.comparison == "below" and self.threshold == 0:
+            found.append(
+                ("threshold", "nothing lies below a threshold of 0; give the highest value to accept, such as 0.02")
+            )
+        return found
+
+    def metric_problem(self, benchmark: str) -> str | None:
+        """Why the benchmark has no such metric; None where it has, or where only its items tell."""
+        known = METRICS.get(benchmark)
+        of_groups = self.metric == "macro" or self.metric.startswith("macro:") or "=" in self.metric
+        if known is None or of_groups or self.metric in ("score", *known):
+            return None
+        if any(self.metric.startswith(f"{one} ") for one in known):
+            return None
+        return (
+            f"'{self.metric}' is no metric of {benchmark}; accepted: {', '.join(('score', *known))}, GROUP=VALUE such as subject=anatomy, "
+            "or macro, where its items have groups"
+        )
 
 
 class EvaluateSpec(StageSpec):
@@ -69,15 +257,27 @@ class EvaluateSpec(StageSpec):
     inputs: ClassVar = {
         "model": Input(type=ArtifactType.MODEL, default_to_base=True),
         "baselines": Input(type=ArtifactType.MODEL, nearest=False, default_to_base=True, many=True),
+        "judge": Input(
+            type=ArtifactType.MODEL,
+            nearest=False,
+            default_to_base=True,
+            when="has({block}.judge) && !has({block}.judge.endpoint) && (!has({block}.judge.style) || {block}.judge.style != 'rewardModel')",
+        ),
+        "rewardModel": Input(
+            type=ArtifactType.REWARD_MODEL,
+            when="has({block}.judge) && has({block}.judge.style) && {block}.judge.style == 'rewardModel'",
+        ),
     }
     output: ClassVar = ArtifactType.REPORT
     program: ClassVar = "plumbline.stages.evaluate"
-    code_version: ClassVar = "2"
+    code_version: ClassVar = "3"
     names_inputs: ClassVar = True
     unfingerprinted: ClassVar = frozenset({"concurrency"})
 
     tasks: list[TaskSpec] = Field(min_length=1, max_length=64, json_schema_extra=list_map("name"))
     """Benchmarks to run."""
+    judge: JudgeSpec | None = None
+    """Who grades and compares where nothing is right or wrong."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Level of every interval and of the gate."""
     gates: list[GateSpec] = Field(default=[], max_length=64)
@@ -87,27 +287,65 @@ class EvaluateSpec(StageSpec):
     concurrency: PositiveInt = 32
     """Requests in flight. Does not enter the fingerprint."""
 
+    @property
+    def judged(self) -> bool:
+        """Whether any task needs the judge."""
+        return any(task.benchmark in JUDGED for task in self.tasks)
+
+    def reads(self, role: str) -> bool:
+        graded = self.judge is not None and self.judge.style == "rewardModel"
+        served = self.judge is not None and self.judge.endpoint is None and not graded
+        return {"judge": served, "rewardModel": graded}.get(role, True)
+
     def external_uris(self) -> dict[str, str]:
-        return {
-            f"tasks[{i}].uri": task.uri or f"builtin://{task.benchmark}"
-            for i, task in enumerate(self.tasks)
-            if task.uri or task.benchmark == "skills"
-        }
+        found = {}
+        for i, task in enumerate(self.tasks):
+            if task.uri is None and task.benchmark == "skills":
+                found[f"tasks[{i}].uri"] = "builtin://skills"
+            for field in ("uri", "examples", "references", "opponents"):
+                uri = getattr(task, field)
+                if uri is not None:
+                    found[f"tasks[{i}].{field}"] = uri
+        if self.judge is not None and self.judge.qualification is not None:
+            found["judge.qualification.uri"] = self.judge.qualification.uri
+        return found
+
+    def external_models(self) -> dict[str, str]:
+        return {f"tasks[{i}].encoder": task.encoder for i, task in enumerate(self.tasks) if task.encoder}
 
     def benchmark_files(self) -> dict[str, tuple[str, str]]:
         return {f"tasks[{i}].uri": (task.benchmark, task.uri) for i, task in enumerate(self.tasks) if task.uri}
+
+    def secrets(self) -> dict[str, tuple[str, str]]:
+        return {JUDGE_KEY: (self.judge.key_secret, "apiKey")} if self.judge and self.judge.key_secret else {}
 
     def problems(self) -> list[tuple[str, str]]:
         found = []
         names = [task.name for task in self.tasks]
         for i, task in enumerate(self.tasks):
-            if task.benchmark != "skills" and task.uri is None:
-                found.append((f"tasks[{i}].uri", f"benchmark {task.benchmark} needs the uri of its data"))
+            found += [(f"tasks[{i}].{field}", what) for field, what in task.problems()]
             if task.name in names[:i]:
                 found.append((f"tasks[{i}].name", f"'{task.name}' names an earlier task too; task names are unique"))
+            if task.benchmark in JUDGED and self.judge is None:
+                found.append(
+                    (
+                        "judge",
+                        f"task '{task.name}' has no right answers; say who judges, such as judge: {{endpoint: …, model: …}}",
+                    )
+                )
+        if self.judge is not None:
+            found += [(f"judge.{field}", what) for field, what in self.judge.problems()]
+            if not self.judged:
+                found.append(("judge", f"has nothing to judge; leave it out, or add a task of {', '.join(JUDGED)}"))
+            for i, task in enumerate(self.tasks):
+                if task.benchmark in JUDGED and not task.pairwise and self.judge.style == "pandalm":
+                    found.append(
+                        (f"tasks[{i}].grading", "pandalm only compares; set grading: pairwise, or another judge.style")
+                    )
         for i, gate in enumerate(self.gates):
             if gate.task not in names:
                 found.append((f"gates[{i}].task", f"'{gate.task}' is no task of this stage; tasks: {', '.join(names)}"))
-            if (gate.baseline is None) == (gate.threshold is None):
-                found.append((f"gates[{i}]", "give either a baseline (with minEffect) or a threshold"))
+            found += [(f"gates[{i}].{field}" if field else f"gates[{i}]", what) for field, what in gate.problems()]
+            unknown = [gate.metric_problem(task.benchmark) for task in self.tasks if task.name == gate.task]
+            found += [(f"gates[{i}].metric", what) for what in unknown if what is not None]
         return found

@@ -15,11 +15,9 @@ from plumbline.api.synthesis.methods import (
     SelfInstructSpec,
     TextbookSynthesisSpec,
 )
-from plumbline.api.synthesis.teacher import CallsSpec, TeacherSpec
+from plumbline.api.synthesis.teacher import JUDGE_KEY, TEACHER_KEY, CallsSpec, TeacherSpec
 
 METHODS = ("selfInstruct", "alpaca", "evolInstruct", "explain", "distill", "textbook", "selfImprove")
-TEACHER_KEY, JUDGE_KEY = "PLUMBLINE_TEACHER_KEY", "PLUMBLINE_JUDGE_KEY"
-"""Environment variables that hold the keys of endpoints."""
 
 
 class SynthesizeSpec(StageSpec):

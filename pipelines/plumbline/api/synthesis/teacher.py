@@ -8,6 +8,9 @@ from pydantic import Field
 
 from plumbline.api.base import ObjectName, PositiveInt, SpecModel, validated_by
 
+TEACHER_KEY, JUDGE_KEY = "PLUMBLINE_TEACHER_KEY", "PLUMBLINE_JUDGE_KEY"
+"""Environment variables that hold the keys of endpoints."""
+
 EndpointUrl = Annotated[str, Field(pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$", max_length=1024)]
 """Base URL of an API, without a user, a password or a query: a key belongs into a Secret."""
 

@@ -15,7 +15,7 @@ from plumbline.data.read import read_records
 from plumbline.data.records import Broken
 from plumbline.data.sources import hub_files
 from plumbline.errors import InvalidInput
-from plumbline.evaluation.benchmarks import BENCHMARKS
+from plumbline.evaluation.benchmarks import QUESTIONS
 from plumbline.external import expand
 from plumbline.graph import benchmark_files
 from plumbline.plan import Plan
@@ -93,7 +93,7 @@ def load_benchmarks(
 
 def _of_benchmark(name: str, benchmark: str, uri: str) -> Iterator[Question]:
     task = TaskSpec.model_validate({"name": "all", "benchmark": benchmark, "uri": uri})
-    for item in BENCHMARKS[benchmark].load(task):
+    for item in QUESTIONS[benchmark].load(task):
         yield Question(name, item.id, item.texts or (item.prompt[-1]["content"],), item.code)
 
 

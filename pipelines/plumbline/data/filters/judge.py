@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from plumbline.api.curation.filters import AnnotateSpec, JudgeSpec, RatingSpec
-from plumbline.api.stages.synthesize import JUDGE_KEY
+from plumbline.api.synthesis.teacher import JUDGE_KEY
 from plumbline.data.filters.words import learned
 from plumbline.data.row import Reject, Row
 from plumbline.data.synthesis.budget import Budget

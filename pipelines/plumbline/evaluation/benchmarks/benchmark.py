@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from plumbline.api.stages.evaluate import TaskSpec
-
-Message = dict[str, str]
+from plumbline.data.row import Message
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,14 @@ class Item:
         texts: what is the question's own, without instructions, in one or more wordings: whoever has read one of them knows
             the question. Without any, it is the last turn of the prompt.
         code: the program that is asked for, if one is.
+        choices: continuations of which the likeliest is the answer. With them nothing is written: the prompt is one user turn, taken as plain
+            text without a chat template, and the reply holds the log-likelihood of each (`likelihoods`).
+        turns: user turns that follow, each after the reply to the one before.
+        references: of what a judge scores, a good answer to each turn, or none; else all texts that are right, where there are several.
+        rubrics: what a judge grades apart, each completing the sentence "Rate …", by name; without any it grades the whole.
+        groups: what the item belongs to, such as `{"subject": "anatomy"}`; figures are told by group too.
+        temperature: of its replies, where the benchmark says.
+        cluster: items that are not independent, such as those of one task, have the same; empty: the item stands alone.
     """
 
     id: str
@@ -30,6 +38,13 @@ class Item:
     reference: str
     texts: tuple[str, ...] = ()
     code: str = ""
+    choices: tuple[str, ...] = ()
+    turns: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    rubrics: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
+    temperature: float | None = None
+    cluster: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,7 @@ class Score:
     Attributes:
         value: in [0, 1]; 0 when nothing could be extracted.
         extracted: the answer that was found in the reply, None when it has none (unparseable).
-        variants: the same reply by other rules, such as `strict`, in [0, 1].
+        variants: the same reply by other rules, such as `strict`, in [0, 1]. A rule may leave items out.
     """
 
     value: float
@@ -47,8 +62,8 @@ class Score:
     variants: Mapping[str, float] = field(default_factory=dict)
 
 
-class Benchmark(Protocol):
-    """A module with these two pure functions."""
+class Source(Protocol):
+    """Whatever has questions."""
 
     def load(self, task: TaskSpec) -> list[Item]:
         """The items to ask; the same for the same files and spec.
@@ -58,9 +73,18 @@ class Benchmark(Protocol):
         """
         ...
 
+
+class Benchmark(Source, Protocol):
+    """A module with these two pure functions."""
+
     def score(self, reply: str, item: Item) -> Score:
-        """Score one reply."""
+        """Score one reply: the last one where the item has turns."""
         ...
+
+
+def likelihoods(reply: str) -> list[float]:
+    """The natural log-likelihood of each of an item's choices, in order."""
+    return [float(value) for value in json.loads(reply)]
 
 
 def user(text: str) -> list[Message]:

@@ -79,7 +79,7 @@ def read_judged(name: str, humans: str, judge: str, exchanged: str | None = None
     """
     form = FORMATS[name]
     people, judged = read_records(humans, form.humans), read_records(judge, form.judge)
-    raters = _raters(people, form)
+    raters = raters_of(people, form)
     fields = _fields(judged, form)
     partner = _match(people, judged, form)
     if exchanged is None:
@@ -123,7 +123,12 @@ def read_judged(name: str, humans: str, judge: str, exchanged: str | None = None
     return found
 
 
-def _raters(people: Sequence[Record], form: _Format) -> dict[str, list[Verdict]]:
+def raters_of(people: Sequence[Record], form: _Format) -> dict[str, list[Verdict]]:
+    """Each rater's labels of all records, by name.
+
+    Raises:
+        InvalidInput: a record has none, or one that is no verdict.
+    """
     names = [name for name in people[0].value if _RATER.fullmatch(name)] if form.key == ("idx",) else ["label"]
     if not names:
         raise people[0].refuse(
