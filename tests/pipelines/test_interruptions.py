@@ -52,23 +52,25 @@ def leftovers(workspace: Path) -> list[str]:
     return found
 
 
-def test_killed_at_every_stage_it_ends_with_the_same_artifacts(tmp_path: Path) -> None:
-    straight, killed = Runs(tmp_path / "straight"), Runs(tmp_path / "killed")
-    for runs in (straight, killed):
-        runs.folder.mkdir()
-        runs.file()
-    code, events, err = straight.run(straight.folder / "run.yaml", "--no-serve")
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Workspace of an undisturbed run."""
+    runs = Runs(tmp_path_factory.mktemp("straight"))
+    code, events, err = runs.run(runs.file(), "--no-serve")
     assert code == 0, err
     assert [e["stage"] for e in events if e["event"] == "finished"] == ["data", "sft", "align", "check"]
+    return runs.folder / "workspace"
 
-    file, workspace = killed.folder / "run.yaml", killed.folder / "workspace"
+
+def test_killed_at_every_stage_it_ends_with_the_same_artifacts(runs: Runs, straight: Path) -> None:
+    file, workspace = runs.file(), runs.folder / "workspace"
     for when in (at("data", message="reading"), at("sft", step=6), at("align", step=3), at("check", message="asking")):
-        code, _ = killed.interrupt(file, when, signal.SIGKILL, "--no-serve")
+        code, _ = runs.interrupt(file, when, signal.SIGKILL, "--no-serve")
         assert code == -signal.SIGKILL
-    code, events, err = killed.run(file, "--no-serve")
+    code, events, err = runs.run(file, "--no-serve")
     assert code == 0, err
     assert [e["stage"] for e in events if e["event"] == "cached"] == ["data", "sft", "align"]
-    assert checksums(workspace) == checksums(straight.folder / "workspace")
+    assert checksums(workspace) == checksums(straight)
     for metrics in workspace.glob("artifacts/*/*/metrics.jsonl"):  # nothing lost, nothing doubled
         steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
         assert steps == list(range(1, len(steps) + 1))
@@ -79,7 +81,8 @@ def test_killed_at_every_stage_it_ends_with_the_same_artifacts(tmp_path: Path) -
     assert not leftovers(workspace)
 
 
-def test_interrupted_by_the_user_it_says_so_and_continues(runs: Runs) -> None:
+def test_interrupted_by_the_user_it_says_so_and_continues(runs: Runs, straight: Path) -> None:
+    runs.begin_with(straight, "curate")
     # Long enough not to be over before the signal arrives.
     file = runs.file(
         RUN.replace("maxSteps: 12", "maxSteps: 60\n        epochs: 10").replace("batchSize: 16", "batchSize: 64")
@@ -120,7 +123,8 @@ spec:
     assert not leftovers(runs.folder / "workspace")
 
 
-def test_a_killed_training_worker_is_replaced(runs: Runs) -> None:
+def test_a_killed_training_worker_is_replaced(runs: Runs, straight: Path) -> None:
+    runs.begin_with(straight, "curate")
     file = runs.file()
     process = runs.start(file, "--until", "sft")
     assert process.stdout is not None

@@ -127,6 +127,8 @@ def test_judged_open_tasks_beside_a_likelihood_task(ray_session: str, tmp_path: 
     page = (made.local() / "report.html").read_text()
     assert "judge-7b" in page
     assert "Self-tests" in page
+    assert "I would rather not say." in page  # the judge's own words, beside both answers
+    assert "agreed: 1 to sft" in page or "agreed: 0 to sft" in page or "agreed: 0.5 to sft" in page
     assert report["cost"]["judge judge-7b"]["calls"] > 0
     teacher.close()
 

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import pytest
@@ -36,9 +36,21 @@ def adapter() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return model.adapter({name: p.detach() for name, p in model.trainable().items()}), config
 
 
-@pytest.fixture
+def two_actors() -> AbstractContextManager[tuple[list[Any], Any]]:
+    return rollout_pool(REFERENCE, workers=2, trainers=1, answers=32, max_length=512, colocated=False)
+
+
+@pytest.fixture(scope="module")
 def actors(ray_session: str) -> Iterator[list[Any]]:
-    with rollout_pool(REFERENCE, workers=2, trainers=1, answers=32, max_length=512, colocated=False) as (found, _):
+    """Two for all tests, as they outlive a trainer: every pool begins with what the last one has left in them."""
+    with two_actors() as (found, _):
+        yield found
+
+
+@pytest.fixture
+def new_actors(ray_session: str) -> Iterator[list[Any]]:
+    """Two that have not begun."""
+    with two_actors() as (found, _):
         yield found
 
 
@@ -130,12 +142,12 @@ class Trainer:
         os._exit(1)
 
 
-def test_a_trainer_that_dies_with_its_work_just_sent(actors: list[Any], adapter: Any) -> None:
+def test_a_trainer_that_dies_with_its_work_just_sent(new_actors: list[Any], adapter: Any) -> None:
     """Its adapter is gone with it, whether or not an actor has begun."""
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(Trainer.remote().submit_and_die.remote(actors, adapter))
+        ray.get(Trainer.remote().submit_and_die.remote(new_actors, adapter))
     said: list[str] = []
-    second = pool_of(actors, adapter[1], said)
+    second = pool_of(new_actors, adapter[1], said)
     second.submit(tasks(4, length=20), adapter[0], 3)
     found = collect(second, 4)
     assert all({c.first_version, c.adapter_version} == {3} for group in found.values() for c in group)

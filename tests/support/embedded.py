@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,11 @@ class Runs:
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment, start_new_session=True
         )
+
+    def begin_with(self, workspace: Path, *kinds: str) -> None:
+        """Take over what another run has made in stages of these kinds: a run of the same spec finds it cached."""
+        for kind in kinds:
+            shutil.copytree(workspace / "artifacts" / kind, self.folder / "workspace" / "artifacts" / kind)
 
     def plan(self, file: Path, *options: str) -> dict[str, bool]:
         """Stage → whether it is cached."""

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from plumbline.api.curation.mixing import MixSpec
 from plumbline.api.curation.selection import SelectSpec, TaggerSpec
@@ -22,6 +21,9 @@ from plumbline.data.scoring import count_tokens
 from plumbline.data.selection import Facts, choose, difficulty
 from plumbline.data.selection.comparison import compare
 from plumbline.data.selection.tagger import tags_of_categories
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SAMPLE_ROWS = 2000
 """Rows whose tokens the data card counts."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from plumbline.api.curation.filters import ClassifierSpec
 from plumbline.api.curation.selection import DeitaSpec, EmbeddingSpec, IfdSpec, ScorerSpec, SelectSpec
@@ -27,6 +26,9 @@ from plumbline.models.load import base_folder, load_tokenizer, torch_dtype
 from plumbline.models.reference import ModelReference
 from plumbline.training.batch import Sequence as Tokens
 from plumbline.training.batch import collate, split_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_TOKENS = 16_384
 """Of one forward pass, padding included (as for classifiers)."""
@@ -75,7 +77,7 @@ class IfdScorer:
     """
 
     def __init__(self, spec: IfdSpec, model: ModelReference, where: str) -> None:
-        self._model, folder = _load(AutoModelForCausalLM, spec.model, model, f"{where}.model")
+        self._model, folder = _load("AutoModelForCausalLM", spec.model, model, f"{where}.model")
         try:
             self._tokenizer = load_tokenizer(ModelReference(str(folder)) if spec.model else model)
         except InvalidInput as error:
@@ -127,7 +129,7 @@ class Embedder:
     `EmbeddingSpec`."""
 
     def __init__(self, spec: EmbeddingSpec, model: ModelReference, where: str) -> None:
-        self._model, folder = _load(AutoModel, spec.model, model, f"{where}.model")
+        self._model, folder = _load("AutoModel", spec.model, model, f"{where}.model")
         self._tokenizer = _tokenizer(folder, f"{where}.model")
         self._longest, self._where = input_length(self._model.config, spec.max_tokens), f"{where}.model"
 
@@ -199,7 +201,7 @@ class DigitScorer:
     def __init__(self, spec: ScorerSpec, where: str) -> None:
         assert spec.template is not None
         self._template = spec.template
-        self._model, folder = _load(AutoModelForCausalLM, spec.model, None, f"{where}.model")
+        self._model, folder = _load("AutoModelForCausalLM", spec.model, None, f"{where}.model")
         self._longest = input_length(self._model.config, spec.max_tokens)
         self._tokenizer = _tokenizer(folder, f"{where}.model")
         before = self._encode(spec.template)
@@ -319,15 +321,17 @@ def _sums(texts: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase) ->
     return np.bincount(owner, lengths, len(texts)).astype(np.int64)
 
 
-def _load(kind: Any, uri: str | None, model: ModelReference | None, where: str) -> tuple[PreTrainedModel, Any]:
-    """(the model in evaluation mode on the GPU, if there is one, else the CPU; its folder)."""
+def _load(kind: str, uri: str | None, model: ModelReference | None, where: str) -> tuple[PreTrainedModel, Any]:
+    """(the model, of this class of transformers, in evaluation mode on the GPU, if there is one, else the CPU; its folder)."""
+    import transformers
+
     assert uri is not None or model is not None
     if uri is not None and not uri.startswith(("hf://", TINY)):
         check_model(uri, where)
     name, revision, dtype = (uri, None, "auto") if uri is not None else (model.base, model.revision, model.dtype)
     folder = base_folder(name, revision)
     try:
-        loaded, report = kind.from_pretrained(
+        loaded, report = getattr(transformers, kind).from_pretrained(
             folder, trust_remote_code=False, use_safetensors=True, dtype=torch_dtype(dtype), output_loading_info=True
         )
     except torch.OutOfMemoryError:
@@ -343,6 +347,8 @@ def _load(kind: Any, uri: str | None, model: ModelReference | None, where: str) 
 
 
 def _tokenizer(folder: Any, where: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers pass on what their parsers raise

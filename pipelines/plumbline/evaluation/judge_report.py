@@ -63,6 +63,22 @@ class JudgeReport:
             },
         }
 
+    def said(self, task: str) -> dict[str, list[tuple[str, str]]]:
+        """Item id → what came of each judgment of it, and the judge's own words."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for row in (row for one in self.judged if one.task == task for row in one.rows):
+            if "pair" in row:
+                worth = "unscored" if row["outcome"] is None else f"{row['outcome']:g} to {row['model']}"
+                told = (
+                    f"{row['decision']}: {worth}",
+                    "\n\n".join(f"({order}) {text}" for order, texts in row["replies"].items() for text in texts),
+                )
+            else:
+                mean = "unscored" if row["mean"] is None else f"{row['mean']:.3g}"
+                told = f"{row['model']}, {row['graded']}: {mean}", "\n\n".join(row["replies"])
+            found.setdefault(row["item"], []).append(told)
+        return found
+
     def html(self, table: Table) -> str:
         """The section of the page."""
         parts = [

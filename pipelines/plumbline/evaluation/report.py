@@ -145,7 +145,10 @@ def report_html(setting: Setting, results: Results, samples: Sequence[Sample], l
             cost_table(setting.cost, table),
             _curves(lineage),
             "<h2>Samples</h2>",
-            *(_browser(task.name, samples, list(setting.models)) for task in setting.tasks),
+            *(
+                _browser(task.name, samples, list(setting.models), setting.judge.said(task.name) if setting.judge else {})
+                for task in setting.tasks
+            ),
             "<h2>Lineage</h2>",
             _lineage(setting, results.candidate, lineage),
         ]
@@ -305,7 +308,9 @@ def _curves(lineage: Sequence[Ancestor]) -> str:
     return "<h2>Training</h2>" + "".join(parts)
 
 
-def _browser(task: str, samples: Sequence[Sample], models: Sequence[str]) -> str:
+def _browser(
+    task: str, samples: Sequence[Sample], models: Sequence[str], said: Mapping[str, Sequence[tuple[str, str]]]
+) -> str:
     candidate = models[0]
     own = [sample for sample in samples if sample.task == task]
     present = {model for sample in own for model in sample.replies}
@@ -318,10 +323,10 @@ def _browser(task: str, samples: Sequence[Sample], models: Sequence[str]) -> str
     own.sort(key=lambda s: (value(s, candidate), -max((value(s, model) for model in shown), default=0.0)))
     rows = "".join(
         f"<tr><td><pre>{escape(_prompt(sample))}</pre><small>{escape(sample.item.id)}</small></td>"
-        f"<td><pre>{escape(sample.item.reference)}</pre></td>{''.join(_reply(sample, model) for model in shown)}</tr>"
+        f"<td><pre>{escape(sample.item.reference)}</pre></td>{''.join(_reply(sample, model, bool(said)) for model in shown)}{_said(said, sample.item.id)}</tr>"
         for sample in own[:SHOWN_SAMPLES]
     )
-    head = "".join(f"<th>{escape(name)}</th>" for name in ["prompt", "reference", *shown])
+    head = "".join(f"<th>{escape(name)}</th>" for name in ["prompt", "reference", *shown, *(["judge"] if said else [])])
     of = f"{min(len(own), SHOWN_SAMPLES)} of {len(own)}, wrong ones first"
     return f"<details open><summary>{escape(task)} ({of})</summary><table><tr>{head}</tr>{rows}</table></details>"
 
@@ -334,7 +339,18 @@ def _prompt(sample: Sample) -> str:
     return "\n\n".join(f"{role}: {content}" for role, content in messages)
 
 
-def _reply(sample: Sample, model: str) -> str:
+def _said(said: Mapping[str, Sequence[tuple[str, str]]], item: str) -> str:
+    """The cell of the judge's words; nothing where nobody judged."""
+    told = (
+        f"<details><summary>{escape(came)}</summary><pre>{escape(words)}</pre></details>"
+        if words
+        else f"<p>{escape(came)}</p>"
+        for came, words in said.get(item, ())
+    )
+    return f"<td>{''.join(told)}</td>" if said else ""
+
+
+def _reply(sample: Sample, model: str, judged: bool) -> str:
     score, reply = sample.scores.get(model), sample.replies.get(model)
     if reply is None:
         return "<td></td>"
@@ -342,7 +358,7 @@ def _reply(sample: Sample, model: str) -> str:
         tone, notes = "", ["unscored"]
     else:
         tone = "right" if score.value == 1 else "wrong"
-        word = {1.0: "right", 0.0: "wrong"}.get(score.value, f"{score.value:.2f}")
+        word = f"{score.value:.2f}" if judged else {1.0: "right", 0.0: "wrong"}.get(score.value, f"{score.value:.2f}")
         notes = [word] + (["unparseable"] if score.extracted is None else [])
     notes += [reply.finish_reason] if reply.finish_reason != "stop" else []
     return f'<td class="{tone}"><pre>{escape(reply.text)}</pre><small>{escape(", ".join(notes))}</small></td>'

@@ -42,9 +42,8 @@ from plumbline.models.load import (
     stands_on,
 )
 from plumbline.models.model_card import Facts, model_card
-from plumbline.models.reference import ModelReference
+from plumbline.models.reference import HEAD, HEAD_FILE, ModelReference
 from plumbline.plan import Plan
-from plumbline.training.reward_model import HEAD, HEAD_FILE
 
 SHARD = "5GB"
 ADAPTERS = "adapters"

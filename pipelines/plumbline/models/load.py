@@ -6,18 +6,9 @@ import hashlib
 import json
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
 from plumbline.artifacts import absolute_uri, cache_folder, fetch
 from plumbline.errors import InvalidInput, PlumblineError, one_line
@@ -25,6 +16,10 @@ from plumbline.external import TINY, model_identity, tiny_folder
 from plumbline.models.embeddings import Embeddings
 from plumbline.models.reference import EMBEDDINGS, ModelReference
 from plumbline.models.virtual_tokens import Prefix, learned_prefix
+
+if TYPE_CHECKING:  # imported where they are used: most processes need a tokenizer at most
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = "*.safetensors"
 WANTED = ("*.json", WEIGHTS, "*.jinja", "*.model", "*.txt")
@@ -92,6 +87,8 @@ def load_tokenizer(reference: ModelReference, chat: bool = True) -> PreTrainedTo
     Raises:
         InvalidInput: there is no tokenizer, no end-of-text token or no chat template that works.
     """
+    from transformers import AutoTokenizer
+
     folder = reference.tokenizer_folder() or base_folder(reference.base, reference.revision, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -128,6 +125,8 @@ def load_base(reference: ModelReference, nf4: bool = False) -> PreTrainedModel:
     Raises:
         InvalidInput: the weights cannot be read or do not fit the configuration.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     folder = model_folder(reference)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -162,6 +161,8 @@ def load_base(reference: ModelReference, nf4: bool = False) -> PreTrainedModel:
 
 
 def _nf4(dtype: torch.dtype) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
@@ -201,6 +202,8 @@ def load_merged(reference: ModelReference) -> PreTrainedModel:
             "prefix and prompt adapters stand before the text and cannot be merged into weights; "
             "use the base with the adapter beside it"
         )
+    from peft import PeftModel
+
     dtype = model.dtype
     merged = PeftModel.from_pretrained(model.float(), folder).merge_and_unload()
     return merged.to(dtype).eval()
@@ -210,6 +213,8 @@ def load_for_generation(reference: ModelReference) -> tuple[PreTrainedModel, Pre
     """The model as engines take it: its adapter merged, or the virtual tokens that its cache begins with."""
     if not has_virtual_tokens(reference):
         return load_merged(reference), None
+    from peft import PeftModel
+
     base = load_base(reference)
     return base, learned_prefix(PeftModel.from_pretrained(base, reference.adapter_folder()).eval())
 
@@ -236,6 +241,8 @@ def load_with_adapters(references: dict[str, ModelReference]) -> PeftModel:
             raise InvalidInput(
                 f"'{first}' is a {adapter_type(one)} and '{name}' a {kind} adapter; one base carries one kind at a time"
             )
+    from peft import PeftModel
+
     model = PeftModel.from_pretrained(load_base(one), one.adapter_folder(), adapter_name=first)
     for name, reference in others:
         model.load_adapter(reference.adapter_folder(), adapter_name=name)

@@ -12,6 +12,8 @@ from plumbline.plan import Plan
 
 EMBEDDINGS = "embeddings.safetensors"
 WEIGHTS = "weights"
+HEAD, HEAD_FILE = "head.weight", "head.safetensors"
+"""A reward model's head: the tensor, and the file that holds it."""
 
 
 @dataclass(frozen=True)

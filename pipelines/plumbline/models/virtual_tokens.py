@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel, PromptLearningConfig
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel, PromptLearningConfig
+    from transformers import PreTrainedModel
 
 Prefix = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values [1, heads, tokens, head size] of each layer: what a cache holds after the virtual tokens."""

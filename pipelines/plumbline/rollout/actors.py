@@ -7,12 +7,11 @@ import secrets
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
 from joblib import cpu_count  # of this container, not of the node
-from peft import LoraConfig
 from ray.exceptions import RayError
 
 from plumbline.data.row import Chat
@@ -20,8 +19,11 @@ from plumbline.models.load import end_tokens, load_base, load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import NO_ADAPTER, Completion, Engine, Token, build_engine, completion
 from plumbline.rollout.groups import Task
-from plumbline.rollout.vllm import build_vllm
-from plumbline.training.reward_model import RewardModel
+
+if TYPE_CHECKING:  # the driver imports this file too, and has no use for what it takes to run a model
+    from peft import LoraConfig
+
+    from plumbline.training.reward_model import RewardModel
 
 POLL = 2.0  # seconds that an actor waits for something to report
 
@@ -152,6 +154,8 @@ class RolloutActor:
 
     def _built(self, adapter: LoraConfig) -> Engine:
         if self._kind == "vllm":
+            from plumbline.rollout.vllm import build_vllm
+
             return build_vllm(self._reference, adapter, self._slots, max_length=self._max_length, device=_device())
         model = load_base(self._reference).to(_device())
         end = end_tokens(load_tokenizer(self._reference), model)
@@ -195,6 +199,8 @@ def _completed(drawn: list[tuple[Token, int]]) -> Completion:
 
 def lora_config(plain: dict[str, Any]) -> LoraConfig:
     """The configuration that `adapter_config.json` holds."""
+    from peft import LoraConfig
+
     known = LoraConfig.__dataclass_fields__
     return LoraConfig(**{name: value for name, value in plain.items() if name in known and value is not None})
 
@@ -212,6 +218,8 @@ class RewardActor:
         """The reward of each chat's last answer; None where a chat is too long. An answer that is written and read again may have more tokens than
         were drawn."""
         if self._model is None:  # not in the constructor: Ray would lose the sentence of an error there
+            from plumbline.training.reward_model import RewardModel
+
             self._model = RewardModel.load(self._reference)
             self._model.model.to(_device())
         fitting = [self._model.fits(chat) for chat in chats]

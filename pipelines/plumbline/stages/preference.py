@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from plumbline.api.stages.preference import PreferenceSpec
 from plumbline.data.dataset import open_rows
@@ -11,15 +12,16 @@ from plumbline.models.load import load_tokenizer
 from plumbline.ray_environment import connect
 from plumbline.stage import StageContext
 from plumbline.training.batch import MicroBatch, Sequence, micro_batches
-from plumbline.training.engine import TrainEngine
-from plumbline.training.loop import ReportStep, train
-from plumbline.training.model import build_trainable
 from plumbline.training.preferences import METHODS, Encoder, marking, unmarked
 from plumbline.training.reference import reference_log_probs
 from plumbline.training.schedule import batch_indices, total_steps
 from plumbline.training.share import encode_rows, own_share
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
+
+if TYPE_CHECKING:
+    from plumbline.training.engine import TrainEngine
+    from plumbline.training.loop import ReportStep
 
 
 def run(context: StageContext, spec: PreferenceSpec) -> None:
@@ -34,6 +36,11 @@ def run(context: StageContext, spec: PreferenceSpec) -> None:
 
 def work(job: TrainingJob[PreferenceSpec], world: World, report: ReportStep) -> None:
     """One worker: the same on Ray Train, under torchrun and alone."""
+    # Here, since the driver imports this file too and has no use for what it takes to run a model.
+    from plumbline.training.engine import TrainEngine
+    from plumbline.training.loop import train
+    from plumbline.training.model import build_trainable
+
     spec = job.spec
     method = METHODS[spec.objective]
     options = spec.options()

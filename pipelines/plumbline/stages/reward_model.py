@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -11,19 +12,19 @@ from plumbline.api.stages.reward_model import RewardModelSpec
 from plumbline.data.dataset import open_rows
 from plumbline.errors import InvalidInput
 from plumbline.models.load import load_tokenizer
+from plumbline.models.reference import HEAD, HEAD_FILE
 from plumbline.ray_environment import connect
 from plumbline.stage import StageContext
 from plumbline.training.batch import MicroBatch, micro_batches
-from plumbline.training.engine import TrainEngine
-from plumbline.training.loop import ReportStep, train
-from plumbline.training.model import build_trainable
 from plumbline.training.objectives.bradley_terry import bradley_terry
 from plumbline.training.preferences import Encoder, pair_by_score, ranking
-from plumbline.training.reward_model import HEAD, HEAD_FILE, Rewards
 from plumbline.training.schedule import batch_indices, total_steps
 from plumbline.training.share import Unit, encode_rows, own_share
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
+
+if TYPE_CHECKING:
+    from plumbline.training.loop import ReportStep
 
 MEASURED = 1024  # comparisons from which mean and standard deviation are taken
 STATISTICS = "rewards"
@@ -43,6 +44,12 @@ def run(context: StageContext, spec: RewardModelSpec) -> None:
 
 def work(job: TrainingJob[RewardModelSpec], world: World, report: ReportStep) -> None:
     """One worker: the same on Ray Train, under torchrun and alone."""
+    # Here, since the driver imports this file too and has no use for what it takes to run a model.
+    from plumbline.training.engine import TrainEngine
+    from plumbline.training.loop import train
+    from plumbline.training.model import build_trainable
+    from plumbline.training.reward_model import Rewards
+
     spec = job.spec
     rows = open_rows(job.dataset, spec.learn_from)
     encoder = Encoder(load_tokenizer(job.reference), spec.max_length)

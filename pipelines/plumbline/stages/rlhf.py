@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from ray.actor import ActorHandle
@@ -31,16 +31,16 @@ from plumbline.rollout.rewards.scorer import Answer, Scorer, total
 from plumbline.stage import StageContext
 from plumbline.training.batch import MicroBatch, Sequence, collate
 from plumbline.training.checkpoint import Checkpoint, Piece
-from plumbline.training.critic import build_critic
 from plumbline.training.encode import encode_chat, encode_prompt
-from plumbline.training.engine import TrainEngine
-from plumbline.training.loop import ReportStep, train
-from plumbline.training.model import build_trainable
-from plumbline.training.reinforcement import Learner, keeps_reference, objective_of, temperature_of
 from plumbline.training.schedule import batch_indices
 from plumbline.training.throughput import ACTORS_LOST, ROLLOUT_SECONDS, ROLLOUT_SHARE
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
+
+if TYPE_CHECKING:
+    from plumbline.training.engine import TrainEngine
+    from plumbline.training.loop import ReportStep
+    from plumbline.training.reinforcement import Learner
 
 log = logging.getLogger(__name__)
 CANARY_TOKENS = 16
@@ -111,6 +111,13 @@ def run(context: StageContext, spec: RlhfSpec) -> None:
 
 def work(job: RlhfJob, world: World, report: ReportStep) -> None:
     """One training worker: take answers, see what they are worth, learn."""
+    # Here, since the driver imports this file too and has no use for what it takes to run a model.
+    from plumbline.training.critic import build_critic
+    from plumbline.training.engine import TrainEngine
+    from plumbline.training.loop import train
+    from plumbline.training.model import build_trainable
+    from plumbline.training.reinforcement import Learner, keeps_reference, objective_of, temperature_of
+
     spec = job.spec
     tokenizer = load_tokenizer(job.reference)
     prompts = Prompts.of(job, tokenizer)

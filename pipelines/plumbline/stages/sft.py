@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import abc
+from typing import TYPE_CHECKING
 
 from plumbline.api.stages.sft import SftSpec
 from plumbline.artifacts import Artifact
 from plumbline.data.dataset import form_held, open_rows
 from plumbline.errors import InvalidInput
-from plumbline.evaluation.charts import phases_chart
 from plumbline.models.load import load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.ray_environment import connect
@@ -16,15 +16,15 @@ from plumbline.stage import StageContext
 from plumbline.training.batch import MicroBatch, Sequence, micro_batches
 from plumbline.training.early_stopping import DRIFT, Probe, exchanges_of, hold_out, prepare, summary
 from plumbline.training.encode import encode_chat
-from plumbline.training.engine import TrainEngine
-from plumbline.training.loop import ReportStep, train
-from plumbline.training.model import build_trainable
 from plumbline.training.objectives.sft import sft
 from plumbline.training.schedule import batch_indices, total_steps
 from plumbline.training.share import Unit, encode_rows, own_share
 from plumbline.training.texts import measure, text_sequences
 from plumbline.training.tuning import TrainingJob, tune
 from plumbline.training.world import World
+
+if TYPE_CHECKING:
+    from plumbline.training.loop import ReportStep
 
 
 def run(context: StageContext, spec: SftSpec) -> None:
@@ -41,6 +41,8 @@ def run(context: StageContext, spec: SftSpec) -> None:
     if texts:
         context.output.details["texts"] = texts
     if early is not None:
+        from plumbline.evaluation.charts import phases_chart
+
         context.output.details["earlyStopping"] = found = summary(job.store, done.history, early)
         context.output.metrics.update(done.history[done.step - 1])
         before = {"step": 0.0, DRIFT: 0.0, **found["start"]}
@@ -82,6 +84,11 @@ def _tokenised(context: StageContext, spec: SftSpec) -> dict[str, int]:
 
 def work(job: TrainingJob[SftSpec], world: World, report: ReportStep) -> None:
     """One worker: the same on Ray Train, under torchrun and alone."""
+    # Here, since the driver imports this file too and has no use for what it takes to run a model.
+    from plumbline.training.engine import TrainEngine
+    from plumbline.training.loop import train
+    from plumbline.training.model import build_trainable
+
     spec = job.spec
     texts = _holds_text(job.dataset)
     tokenizer = load_tokenizer(job.reference, chat=not texts)

@@ -32,6 +32,8 @@ from plumbline.artifacts import file_digest
 logger = logging.getLogger(__name__)
 STATE = "state.json"
 PARAMETERS, OPTIMIZER = "parameters/", "optimizer/"
+ADAPTER = "adapter"
+"""Name of the finished adapter among the tensors that a store keeps."""
 
 
 @dataclass(frozen=True)

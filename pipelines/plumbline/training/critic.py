@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from plumbline.api.stages.rlhf import RlhfSpec
 from plumbline.models.load import stands_on
-from plumbline.models.reference import ModelReference
+from plumbline.models.reference import HEAD, HEAD_FILE, ModelReference
 from plumbline.training.batch import MicroBatch
 from plumbline.training.model import TargetLogProbs, build_trainable
-from plumbline.training.reward_model import HEAD, HEAD_FILE, value_head
+from plumbline.training.reward_model import value_head
 
 
 class Values(TargetLogProbs):

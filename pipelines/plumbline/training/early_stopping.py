@@ -12,22 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from plumbline.api.stages.sft import EarlyStoppingSpec, SftSpec
 from plumbline.data.row import Chat
 from plumbline.errors import InvalidInput, PlumblineError
-from plumbline.evaluation.instruction_following import ToneClassifier, cut_instruction, train_tone
 from plumbline.models.load import end_tokens
 from plumbline.training.batch import MicroBatch, ask_in_order
 from plumbline.training.batch import Sequence as Tokens
 from plumbline.training.checkpoint import Checkpoint, CheckpointStore
 from plumbline.training.encode import encode_prompt
-from plumbline.training.engine import TrainEngine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from plumbline.evaluation.instruction_following import ToneClassifier
+    from plumbline.training.engine import TrainEngine
 
 IFS, PARTIAL, FULL, BARE, DRIFT = "ifs", "ifsPartial", "ifsFull", "ifsBare", "drift"
 KEPT = "instruction-following"
@@ -114,6 +117,8 @@ def hold_out(
     Raises:
         InvalidInput: the dataset is too small, or too few prompts can be cut or fit.
     """
+    from plumbline.evaluation.instruction_following import cut_instruction  # imports scikit-learn
+
     where = f"{where}.earlyStopping.prompts"
     if spec.prompts > HELD_OUT_SHARE * len(rows):
         raise InvalidInput(
@@ -266,6 +271,8 @@ def prepare(
     Raises:
         InvalidInput: no classifier of this dataset is good enough.
     """
+    from plumbline.evaluation.instruction_following import ToneClassifier, train_tone
+
     world, rule = engine.world, spec.early_stopping
     assert rule is not None
     kept = store.load_tensors(KEPT) if world.rank == 0 else None

@@ -6,8 +6,9 @@ the base's type; both make adapters that engines would have to know. Two small l
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from peft import PeftModel
 from torch import nn
 
 from plumbline.api.stages.sft import EmbeddingsSpec
@@ -15,6 +16,9 @@ from plumbline.errors import InvalidInput
 from plumbline.models.embeddings import Embeddings, check_growable
 from plumbline.models.load import load_embeddings
 from plumbline.models.reference import ModelReference
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 INPUT, OUTPUT = "input_rows", "output_rows"
 

@@ -25,14 +25,10 @@ from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
 from plumbline.training.checkpoint import OPTIMIZER, PARAMETERS, Checkpoint, Piece
 from plumbline.training.model import TargetLogProbs
+from plumbline.training.objectives import Objective
 from plumbline.training.optimizer import adamw
 from plumbline.training.throughput import Cost, Work
 from plumbline.training.world import World
-
-Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]
-"""Name → (sum, count): a mean whose parts can be added over micro-batches and ranks."""
-Objective = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, torch.Tensor, Metrics]]
-"""(log-probs [N], batch) → (loss sum, normaliser, metrics). Pure."""
 
 ROWS_NAMED = 10
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, GenerationConfig
 
 from plumbline.models.load import load_embeddings, load_tokenizer, model_folder
 from plumbline.models.reference import EMBEDDINGS, ModelReference
@@ -73,6 +72,8 @@ def export_model(
 
 def write_weights(checkpoint: Checkpoint, reference: ModelReference, folder: Path) -> None:
     """Whole weights as a plain Hugging Face folder, a shard at a time, in the number format that the base's files have."""
+    from transformers import AutoConfig, GenerationConfig
+
     config = AutoConfig.from_pretrained(model_folder(reference), trust_remote_code=False)
     dtype = config.dtype or torch.float32
     embeddings = load_embeddings(reference)

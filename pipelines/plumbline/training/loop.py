@@ -11,15 +11,14 @@ import torch
 from plumbline.api.stages.training import CheckpointSpec
 from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
-from plumbline.training.checkpoint import Checkpoint, CheckpointStore, CheckpointWriter, Piece
+from plumbline.training.checkpoint import ADAPTER, Checkpoint, CheckpointStore, CheckpointWriter, Piece
 from plumbline.training.early_stopping import EarlyStopping, best_step, load_best, reason_to_stop
-from plumbline.training.engine import Objective, TrainEngine, together
+from plumbline.training.engine import TrainEngine, together
+from plumbline.training.objectives import Objective
 from plumbline.training.schedule import learning_rate
 from plumbline.training.throughput import Meter
 
 ReportStep = Callable[[int, int, dict[str, float]], None]
-ADAPTER = "adapter"
-"""Name of the finished adapter among the tensors that a store keeps."""
 
 
 class Interrupted(Exception):

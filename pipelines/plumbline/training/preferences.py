@@ -6,10 +6,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from plumbline.api.stages.preference import PreferenceSpec
 from plumbline.data.mapped import Rows
@@ -18,7 +17,7 @@ from plumbline.evaluation.judges.pairwise import SWAPPED, pairwise_prompt, verdi
 from plumbline.evaluation.judges.rating import request_of
 from plumbline.training.batch import Sequence
 from plumbline.training.encode import encode_chat
-from plumbline.training.engine import Objective
+from plumbline.training.objectives import Objective
 from plumbline.training.objectives.cpo import cpo
 from plumbline.training.objectives.cut import cut
 from plumbline.training.objectives.dpo import dpo
@@ -33,6 +32,9 @@ from plumbline.training.objectives.simpo import simpo
 from plumbline.training.objectives.slic import slic
 from plumbline.training.objectives.weighted import weighted
 from plumbline.training.share import Unit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
 """One row by column of the method's form."""

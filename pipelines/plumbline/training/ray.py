@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
+from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import (
@@ -30,10 +31,12 @@ from plumbline.api.stages.training import ParallelismSpec
 from plumbline.errors import PlumblineError, plain_cause
 from plumbline.progress import Reporter
 from plumbline.training.group import Group
-from plumbline.training.loop import Interrupted, ReportStep
 from plumbline.training.world import World, backend
 
-Worker = Callable[[Any, World, ReportStep], None]
+if TYPE_CHECKING:
+    from plumbline.training.loop import ReportStep
+
+Worker = Callable[[Any, World, "ReportStep"], None]
 Bundle = dict[str, float]
 
 PATIENCE = 600.0  # seconds to wait for room, such as for the replacement of a lost node
@@ -66,6 +69,8 @@ def launch(worker: Worker, job: Any, parallelism: ParallelismSpec, storage: str,
         bundle["GPU"] = gpu
     room = _Room(bundle)
     outbox = Queue(actor_options=_here())
+    # As bytes: Ray's controller only passes it on, and would import all that the worker needs.
+    work = cloudpickle.dumps((worker, job))
     failures = 0
     try:
         for number in count():
@@ -73,7 +78,7 @@ def launch(worker: Worker, job: Any, parallelism: ParallelismSpec, storage: str,
             group = ray.remote(Group).options(**_here()).remote()
             trainer = TorchTrainer(
                 _work,
-                train_loop_config={"worker": worker, "job": job, "outbox": outbox, "group": group},
+                train_loop_config={"work": work, "outbox": outbox, "group": group},
                 torch_config=TorchConfig(backend=backend("GPU" in bundle), timeout_s=COLLECTIVE),
                 scaling_config=ray.train.ScalingConfig(
                     num_workers=size,
@@ -237,6 +242,9 @@ def _here() -> dict[str, Any]:
 
 def _work(config: dict[str, Any]) -> bool:
     """One worker. Whether all is done; if not, it was asked to stop, and did."""
+    from plumbline.training.loop import Interrupted
+
+    worker, job = cloudpickle.loads(config["work"])
     outbox: Queue = config["outbox"]
     group: ActorHandle = config["group"]
 
@@ -250,7 +258,7 @@ def _work(config: dict[str, Any]) -> bool:
         asked = group.stopped.remote()
         world = replace(world, interrupted=lambda: bool(ray.wait([asked], timeout=0)[0]))
     try:
-        config["worker"](config["job"], world, report)
+        worker(job, world, report)
     except Interrupted:
         return False
     return True

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from plumbline.training.batch import MicroBatch, Sequence, ask_in_order
 from plumbline.training.checkpoint import CheckpointStore
-from plumbline.training.engine import TrainEngine
+
+if TYPE_CHECKING:
+    from plumbline.training.engine import TrainEngine
 
 CHUNK = 512  # rows laid out at a time
 SEQUENCES = 2  # of a row: the answers of a pair, or an answer and KTO's other one

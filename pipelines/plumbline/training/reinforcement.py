@@ -22,7 +22,8 @@ from plumbline.rollout.advantages import (
 from plumbline.rollout.groups import Group, Sample
 from plumbline.rollout.rewards.scorer import UNSCORED
 from plumbline.training.batch import MicroBatch, Sequence, micro_batches, share
-from plumbline.training.engine import Objective, TrainEngine, together
+from plumbline.training.engine import TrainEngine, together
+from plumbline.training.objectives import Objective
 from plumbline.training.objectives.dpo import dpo
 from plumbline.training.objectives.policy_gradient import PolicyLoss, policy_gradient
 from plumbline.training.objectives.sft import sft

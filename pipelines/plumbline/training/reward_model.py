@@ -14,13 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from plumbline.data.row import Chat
 from plumbline.errors import InvalidInput
 from plumbline.models.load import load_base, load_tokenizer
-from plumbline.models.reference import ModelReference
+from plumbline.models.reference import HEAD, HEAD_FILE, ModelReference
 from plumbline.training.batch import MicroBatch, Sequence, ask_in_order
 from plumbline.training.encode import encode_chat
 from plumbline.training.model import TargetLogProbs
-
-HEAD = "head.weight"
-HEAD_FILE = "head.safetensors"
 
 
 class Rewards(TargetLogProbs):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerBase
 
 from plumbline.artifacts import Artifact
 from plumbline.data.dataset import content_key, part_names
 from plumbline.data.mapped import Rows, mapped
 from plumbline.training.encode import encode_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHARACTERS, DOCUMENTS = 1_000_000, 4096  # so many are tokenised at a time
 SCHEMA = pa.schema([("ids", pa.list_(pa.int32())), ("document", pa.int64())])

@@ -8,13 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from plumbline.training.world import World
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKENS_PER_SECOND, MFU, MEMORY = "tokensPerSecond", "mfu", "peakMemoryGiB"
 ROLLOUT_SECONDS, ROLLOUT_SHARE, ACTORS_LOST = "rolloutSeconds", "rolloutShare", "actorsLost"

@@ -12,11 +12,9 @@ from plumbline.artifacts import Artifact
 from plumbline.errors import PlumblineError
 from plumbline.models.reference import ModelReference
 from plumbline.stage import StageContext
-from plumbline.training.checkpoint import Checkpoint, CheckpointStore
+from plumbline.training.checkpoint import ADAPTER, Checkpoint, CheckpointStore
 from plumbline.training.early_stopping import load_best, reason_to_stop
 from plumbline.training.export import export_model
-from plumbline.training.loop import ADAPTER
-from plumbline.training.page import REPORT, page, summary
 from plumbline.training.tracking import tracked
 
 if TYPE_CHECKING:
@@ -75,6 +73,7 @@ def tune(
         early: when the last step is, and which one is handed over: its weights, with the metrics of all.
         gpu: what a worker takes of one.
     """
+    from plumbline.training.page import REPORT, page, summary  # here, since workers import this file too
     from plumbline.training.ray import launch
 
     def finished() -> Checkpoint | None:

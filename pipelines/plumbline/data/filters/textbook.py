@@ -8,26 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import normalize
 
 from plumbline.api.curation.filters import TextbookSpec
 from plumbline.data.filters.words import UNSPACED
 from plumbline.data.row import Reject, Row
 from plumbline.errors import InvalidInput
 
+if TYPE_CHECKING:  # scikit-learn is imported where it is used: every task that reads rows imports this file
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import HashingVectorizer
+
 FEATURES = 2**18
 ASIDE = 0.2  # of the examples, for the accuracy that is reported
 FEWEST = 50  # examples of each class: 10 are kept aside, and the accuracy of fewer says nothing
-_WORDS = HashingVectorizer(
-    n_features=FEATURES, ngram_range=(1, 2), alternate_sign=False, norm=None, token_pattern=rf"[{UNSPACED}]|[^\W{UNSPACED}]+"
-)
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class TextbookModel:
         """(n,) probabilities of being positive."""
         if not texts:
             return np.zeros(0)
-        margins = _weighted(_WORDS.transform(texts), self.idf) @ self.coefficients + self.intercept
+        margins = _weighted(_words().transform(texts), self.idf) @ self.coefficients + self.intercept
         return np.asarray(1 / (1 + np.exp(-margins.astype(np.float64))))
 
 
@@ -68,6 +65,9 @@ def train(texts: Sequence[str], positive: Sequence[bool], spec: TextbookSpec, wh
     Raises:
         InvalidInput: too few examples of a class, or the classifier does not reach `minAccuracy`.
     """
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.model_selection import train_test_split
+
     labelled = dict(zip(texts, map(bool, positive), strict=True))
     labels = np.array(list(labelled.values()), bool)
     counts = (int((~labels).sum()), int(labels.sum()))
@@ -75,7 +75,7 @@ def train(texts: Sequence[str], positive: Sequence[bool], spec: TextbookSpec, wh
         raise InvalidInput(
             f"{where}: {counts[1]} different positive and {counts[0]} negative examples; give at least {FEWEST} of each"
         )
-    features = _WORDS.transform(list(labelled))
+    features = _words().transform(list(labelled))
     seen, aside = train_test_split(np.arange(len(labels)), test_size=ASIDE, random_state=spec.seed, stratify=labels)
     tried = _fit(features[seen], labels[seen])
     guesses = _weighted(features[aside], tried[0]) @ tried[1] + tried[2] > 0
@@ -103,8 +103,19 @@ def text_of(row: Row) -> str:
     return "\n".join(row.texts)
 
 
+@cache
+def _words() -> HashingVectorizer:
+    """Counts words and pairs of words."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    pattern = rf"[{UNSPACED}]|[^\W{UNSPACED}]+"
+    return HashingVectorizer(n_features=FEATURES, ngram_range=(1, 2), alternate_sign=False, norm=None, token_pattern=pattern)
+
+
 def _fit(counts: csr_matrix, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """(idf, coefficients, intercept) of a logistic regression in which both classes weigh the same."""
+    from sklearn.linear_model import LogisticRegression
+
     documents = np.bincount(counts.indices, minlength=FEATURES)
     idf = (np.log((1 + counts.shape[0]) / (1 + documents)) + 1).astype(np.float32)
     model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000).fit(_weighted(counts, idf), labels)
@@ -113,6 +124,8 @@ def _fit(counts: csr_matrix, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _weighted(counts: csr_matrix, idf: np.ndarray) -> csr_matrix:
     """TF-IDF with sublinear counts, rows of length one."""
+    from sklearn.preprocessing import normalize
+
     weighted = counts.astype(np.float32)
     weighted.data = (1 + np.log(weighted.data)) * idf[weighted.indices]
     unit: csr_matrix = normalize(weighted, copy=False)

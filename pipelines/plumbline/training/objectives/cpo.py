@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from plumbline.training.batch import MicroBatch
-from plumbline.training.engine import Metrics, Objective
+from plumbline.training.objectives import Metrics, Objective
 from plumbline.training.objectives.pair import sides, summary
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from plumbline.training.batch import MicroBatch
-from plumbline.training.engine import Metrics, Objective
+from plumbline.training.objectives import Metrics, Objective
 
 
 def kto(beta: float, desirable_weight: float, undesirable_weight: float) -> Objective:

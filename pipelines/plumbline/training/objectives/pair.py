@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from plumbline.training.engine import Metrics
+from plumbline.training.objectives import Metrics
 
 
 def sides(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from plumbline.training.batch import MicroBatch
-from plumbline.training.engine import Metrics, Objective
+from plumbline.training.objectives import Metrics, Objective
 
 LARGEST_LOG_RATIO = 20.0  # as verl, SkyRL and NeMo-RL clamp
 TRUNCATED_AT = 2.0  # TIS (Yao et al. 2025)

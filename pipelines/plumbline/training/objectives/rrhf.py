@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from plumbline.training.batch import MicroBatch
-from plumbline.training.engine import Metrics, Objective
+from plumbline.training.objectives import Metrics, Objective
 from plumbline.training.objectives.ranking import beaten, best, summary
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from plumbline.training.batch import MicroBatch
-from plumbline.training.engine import Metrics
+from plumbline.training.objectives import Metrics
 
 
 def weighted(logps: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, Metrics]:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from plumbline.api.stages.tracking import MLFLOW_KEY, WANDB_KEY, TrackingSpec
 from plumbline.api.stages.training import TrainingSpec
 from plumbline.artifacts import Workspace
-from plumbline.data.synthesis.endpoint import key_of
 from plumbline.errors import InvalidInput, one_line
 from plumbline.progress import Reporter
 from plumbline.stage import StageContext
@@ -107,6 +106,8 @@ def _tell(feed: Feed, report: Reporter, said: dict[Feed, bool]) -> None:
 
 
 def _check(block: TrackingSpec, workspace: Workspace, where: str) -> None:
+    from plumbline.data.synthesis.endpoint import key_of
+
     if block.mlflow is not None:
         key_of(block.mlflow.key_secret, MLFLOW_KEY, f"{where}.mlflow")
     if block.wandb is not None:
