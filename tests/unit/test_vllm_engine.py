@@ -306,6 +306,38 @@ def test_answers_that_fill_the_context(built: Built) -> None:
     assert (len(full.tokens), full.finish_reason) == (1, "length")
 
 
+@torch.no_grad()
+def test_given_tokens_are_scored_while_answers_go_on(built: Built) -> None:
+    engine, model = built("llama", adapter_config=None)
+    rng = random.Random(4)
+    shared = tuple(rng.randrange(VOCABULARY) for _ in range(20))
+    texts = [(*shared, *(rng.randrange(VOCABULARY) for _ in range(n))) for n in (1, 1, 5, CONTEXT - 21)]
+    requests = [Scoring(str(i), text, 1 if i % 2 else 20, likeliest=i) for i, text in enumerate(texts)]
+    answers = requests_for(make_prompts(3), temperature=0, likeliest=2)
+    expected = {done.request_id: done.tokens for done in generate(engine, answers)}
+    for answer in answers:
+        engine.submit(answer)
+    found = {one.request_id: one for some in engine.score(requests) for one in some}
+    drawn: dict[str, list[int]] = {answer.id: [] for answer in answers}
+    while engine.busy:
+        for token in engine.step():
+            drawn[token.request_id].append(token.token)
+            assert len(token.likeliest) == 2
+            assert token.likeliest[0] == (token.token, token.logprob)
+    assert drawn == expected
+    for request in requests:
+        logprobs = model(torch.tensor([request.tokens])).logits[0, request.start - 1 : -1].log_softmax(-1)
+        targets = torch.tensor(request.tokens[request.start :])
+        one = found[request.id]
+        assert one.logprobs == pytest.approx(logprobs.gather(1, targets[:, None])[:, 0].tolist(), abs=1e-3)
+        assert one.greedy == (logprobs.argmax(-1) == targets).tolist()
+        assert [len(there) for there in one.likeliest] == [request.likeliest] * len(targets)
+    with pytest.raises(InvalidInput, match="do not fit"):
+        engine.score([Scoring("long", (7,) * CONTEXT)])
+    with pytest.raises(InvalidInput, match="without room for adapters"):
+        built("llama")[0].score(requests)
+
+
 def test_what_cannot_be_answered_is_refused(built: Built) -> None:
     engine, _ = built("llama")
     for prompt, sampling, words in [
@@ -411,35 +443,3 @@ def test_it_is_not_built_where_it_cannot_run(built: Built) -> None:
     head = LoraConfig(**{**LORA.to_dict(), "target_modules": ["embed_tokens", "lm_head"]})
     with pytest.raises(InvalidInput, match=r"set rollout\.engine: auto"):
         build_vllm(ModelReference(TINY), head, 2, max_length=64, device="cpu")
-
-
-@torch.no_grad()
-def test_given_tokens_are_scored_while_answers_go_on(built: Built) -> None:
-    engine, model = built("llama", adapter_config=None)
-    rng = random.Random(4)
-    shared = tuple(rng.randrange(VOCABULARY) for _ in range(20))
-    texts = [(*shared, *(rng.randrange(VOCABULARY) for _ in range(n))) for n in (1, 1, 5, CONTEXT - 21)]
-    requests = [Scoring(str(i), text, 1 if i % 2 else 20, likeliest=i) for i, text in enumerate(texts)]
-    answers = requests_for(make_prompts(3), temperature=0, likeliest=2)
-    expected = {done.request_id: done.tokens for done in generate(engine, answers)}
-    for answer in answers:
-        engine.submit(answer)
-    found = {one.request_id: one for some in engine.score(requests) for one in some}
-    drawn: dict[str, list[int]] = {answer.id: [] for answer in answers}
-    while engine.busy:
-        for token in engine.step():
-            drawn[token.request_id].append(token.token)
-            assert len(token.likeliest) == 2
-            assert token.likeliest[0] == (token.token, token.logprob)
-    assert drawn == expected
-    for request in requests:
-        logprobs = model(torch.tensor([request.tokens])).logits[0, request.start - 1 : -1].log_softmax(-1)
-        targets = torch.tensor(request.tokens[request.start :])
-        one = found[request.id]
-        assert one.logprobs == pytest.approx(logprobs.gather(1, targets[:, None])[:, 0].tolist(), abs=1e-3)
-        assert one.greedy == (logprobs.argmax(-1) == targets).tolist()
-        assert [len(there) for there in one.likeliest] == [request.likeliest] * len(targets)
-    with pytest.raises(InvalidInput, match="do not fit"):
-        engine.score([Scoring("long", (7,) * CONTEXT)])
-    with pytest.raises(InvalidInput, match="without room for adapters"):
-        built("llama")[0].score(requests)

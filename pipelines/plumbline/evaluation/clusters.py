@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+import scipy
 
 Clusters = Sequence[str]
 """For each item the name of what it shares with others; "" where it stands alone. Without any name at all every item does."""
@@ -63,7 +63,7 @@ class Moments:
 
 def student(confidence: float, freedom: float) -> float:
     """Half the width of Student's two-sided interval in standard errors; normal where `freedom` is infinite."""
-    return float(stats.t.ppf(0.5 + confidence / 2, freedom))
+    return float(scipy.stats.t.ppf(0.5 + confidence / 2, freedom))
 
 
 def members(clusters: Clusters, n: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy  # its `stats` takes a second to load, where it is used
 
 from plumbline.evaluation.clusters import Clusters, Moments, design_of, members, student, sums_of
 
@@ -55,7 +55,7 @@ def wilson(successes: int, n: int, confidence: float) -> Estimate:
     Raises:
         ValueError: `n` is below 1 or `successes` not within 0…n.
     """
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    interval = scipy.stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return Estimate(successes / n, float(interval.low), float(interval.high), n)
 
 
@@ -168,7 +168,7 @@ def _welch(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], confidence: f
 
 def mcnemar(wins: int, losses: int) -> float:
     """Exact two-sided p-value that wins and losses are equally likely (McNemar 1947); ties do not count."""
-    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def win_rate(candidate: Scores, baseline: Scores, confidence: float, clusters: Clusters = ()) -> Estimate:
@@ -224,7 +224,7 @@ def macro_difference(
     found = _Strata.of(groups, clusters, variance)
     reach = found.reach(confidence)
     low, high = max(-1.0, found.value - reach), min(1.0, found.value + reach)
-    p_value = float(2 * stats.t.sf(abs(found.value) / found.error, found.freedom))
+    p_value = float(2 * scipy.stats.t.sf(abs(found.value) / found.error, found.freedom))
     return Difference(found.value, low, high, found.n, p_value, found.error * math.sqrt(found.n))
 
 
@@ -322,18 +322,18 @@ def detectable_effect(spread: float, n: int, confidence: float, power: float = P
         power: how often it then does.
         design: how many times larger clusters make the variance.
     """
-    return (_z(confidence) + float(stats.norm.ppf(power))) * spread * math.sqrt(design / n)
+    return (_z(confidence) + float(scipy.stats.norm.ppf(power))) * spread * math.sqrt(design / n)
 
 
 def items_needed(effect: float, spread: float, confidence: float, power: float = POWER, design: float = 1.0) -> int | None:
     """How many items, clustered as these are, show a true effect of this size with this power; None where no number would (an effect of 0)."""
     if effect == 0:
         return None
-    return math.ceil(design * ((_z(confidence) + float(stats.norm.ppf(power))) * spread / effect) ** 2)
+    return math.ceil(design * ((_z(confidence) + float(scipy.stats.norm.ppf(power))) * spread / effect) ** 2)
 
 
 def _z(confidence: float) -> float:
-    return float(stats.norm.ppf(0.5 + confidence / 2))
+    return float(scipy.stats.norm.ppf(0.5 + confidence / 2))
 
 
 def _binary(scores: Scores) -> bool:
@@ -372,4 +372,4 @@ def _student(found: Moments, confidence: float, bounds: tuple[float, float]) -> 
 def _student_p(found: Moments) -> float:
     if found.units < 2 or found.value == 0:
         return 1.0
-    return float(2 * stats.t.sf(abs(found.value) / found.error, found.units - 1))
+    return float(2 * scipy.stats.t.sf(abs(found.value) / found.error, found.units - 1))

@@ -9,10 +9,10 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import jinja2
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plumbline.api.base import BASE
 from plumbline.api.stages.serve import ServeSpec
@@ -24,6 +24,9 @@ from plumbline.rollout.engine import Request, Sampling, Token, build_engine, gen
 from plumbline.serving.engine_thread import EngineThread
 from plumbline.serving.openai_schema import ChatCompletionRequest, FinishReason, OpenAIError
 from plumbline.serving.text import Detokenizer, StopStrings, TokenNames
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 

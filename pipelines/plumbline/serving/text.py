@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 CHARACTER_BYTES = 4  # at most, in UTF-8

@@ -8,16 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import regex
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from plumbline.data.rouge import tokens_of
 from plumbline.evaluation.metrics.rouge import stems
 
 ENOUGH = 0.5
 """Share of a claim's content words and numbers that must occur in the source, for the words of a summary are not all the source's."""
-_SILENT = ENGLISH_STOP_WORDS | {"yes", "no", "ok", "okay", "sure", "certainly"}
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]”’]*\s+|(?<=[。！？])|\n+")
 _CLAUSE = re.compile(r";\s+|,\s+(?=(?:and|but|while|whereas|although|because|so)\s)|，|；")
 _NUMBER = regex.compile(r"(?<![0-9\p{Latin}\p{Greek}\p{Cyrillic}_.])[-−]?[0-9]+(?:[,.][0-9]+)*")
@@ -76,7 +75,7 @@ def _claim(text: str, numbers: set[str], known: set[str]) -> Claim | None:
     stated = _NUMBER.findall(text)
     lost = [number for number in stated if _value(number) not in numbers]
     names = [name for name in _NAME.findall(text) if not set(stems(name)) <= known]
-    words = [word for word in tokens_of(text) if word not in _SILENT and not word.isdigit()]
+    words = [word for word in tokens_of(text) if word not in _silent() and not word.isdigit()]
     unknown = [word for word in words if not set(stems(word)) <= known]
     units = len(words) + len(stated)
     if not units:
@@ -84,6 +83,14 @@ def _claim(text: str, numbers: set[str], known: set[str]) -> Claim | None:
     few = units - len(unknown) - len(lost) < ENOUGH * units
     missing = tuple(dict.fromkeys([*lost, *names, *(unknown if few else [])]))
     return Claim(text, missing, not missing)
+
+
+@cache
+def _silent() -> frozenset[str]:
+    """Words that claim nothing."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # a second to load, which most processes need not pay
+
+    return frozenset(ENGLISH_STOP_WORDS) | {"yes", "no", "ok", "okay", "sure", "certainly"}
 
 
 def _value(number: str) -> str:

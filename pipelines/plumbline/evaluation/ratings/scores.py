@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from plumbline.evaluation.ratings.battles import Score
 from plumbline.evaluation.ratings.win_rate import CONFIDENCE
@@ -61,7 +61,7 @@ def _of_model(model: str, scores: Sequence[Score]) -> MeanScore:
     if clusters > 1:
         # The sandwich estimate of a mean: √(Σ_q (Σ_i (x_i − mean))²) / n, with the correction for few clusters.
         error = float(np.sqrt(np.square(list(questions.values())).sum() * clusters / (clusters - 1))) / len(values)
-        reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, clusters - 1)) * error
+        reach = float(scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, clusters - 1)) * error
         low, high = mean - reach, mean + reach
     return MeanScore(
         model, mean, error, low, high, len(values), clusters,
