@@ -118,7 +118,7 @@ def test_the_base_alone_is_asked_once_and_does_not_beat_itself(ray_session: str,
 @pytest.mark.ray
 def test_no_gates_no_verdict_and_a_second_attempt_asks_nothing_again(ray_session: str, tmp_path: Path) -> None:
     stages = plan(tmp_path, [{"name": "check", "evaluate": {"tasks": [TASK]}}])
-    journal = Path(stages.workspace.path("checkpoints", stages.fingerprints["check"], "replies"))
+    replies = Path(stages.workspace.path("replies"))
 
     class Killed(BaseException):
         """Stands for a kill: nothing catches it."""
@@ -129,7 +129,7 @@ def test_no_gates_no_verdict_and_a_second_attempt_asks_nothing_again(ray_session
 
     with pytest.raises(Killed):
         run_stage(stages, "check", Reporter("check", killer))
-    [part] = journal.glob("*.jsonl")
+    [part] = replies.glob("*/*.jsonl")
     lines = part.read_text().splitlines(keepends=True)
     answers = [json.loads(line) | {"text": f"kept {i}"} for i, line in enumerate(lines[:-4])]
     part.write_text("".join(json.dumps(answer) + "\n" for answer in answers) + lines[-4][:30])

@@ -79,7 +79,8 @@ def test_judged_open_tasks_beside_a_likelihood_task(ray_session: str, tmp_path: 
         run_stage(stages, "check", Reporter("check", killer))
     paid = len(teacher.bodies)
     assert paid >= 1
-    with Journal(f"{stages.workspace.path('checkpoints', stages.fingerprints['check'])}/replies") as journal:
+    [folder] = Path(stages.workspace.path("replies")).iterdir()
+    with Journal(str(folder)) as journal:
         kept = len(journal.replies)
     # 6 exam items, 3 conversations of 2 turns and 12 questions, of two models: all are there, and some verdicts.
     assert kept > 2 * (6 + 6 + 12)
@@ -125,6 +126,11 @@ def test_judged_open_tasks_beside_a_likelihood_task(ray_session: str, tmp_path: 
     assert "model-index" in card
     assert "AlpacaEval" in card or "wins" in card
     page = (made.local() / "report.html").read_text()
+    asked = len(teacher.bodies)
+    check["evaluate"]["gates"][0]["minEffect"] = 0.1  # another rule: nothing is asked or paid again
+    again = evaluate(plan(tmp_path, [DATA, {"name": "sft", "sft": {}}, check]))
+    assert again.fingerprint != made.fingerprint
+    assert len(teacher.bodies) == asked
     assert "judge-7b" in page
     assert "Self-tests" in page
     assert "I would rather not say." in page  # the judge's own words, beside both answers
@@ -155,7 +161,7 @@ def test_the_run_serves_its_own_judge_and_compares_with_stored_answers(ray_sessi
     }
     made = evaluate(plan(tmp_path, [check]))
     report = json.loads((made.local() / "report.json").read_text())
-    assert {one["model"] for one in report["scores"]} == {"base", "opponent"}
+    assert {one["model"] for one in report["scores"]} == {"base", "stored answers"}
     # The built-in model is no judge: nothing it says can be read, which is no tie.
     assert report["judge"]["tasks"][0]["unscored"]
     assert [one["n"] for one in report["scores"]] == [0, 0]

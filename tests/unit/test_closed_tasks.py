@@ -27,6 +27,7 @@ from plumbline.evaluation.benchmarks import (
     truthfulqa,
 )
 from plumbline.evaluation.benchmarks.benchmark import Item, Score
+from plumbline.evaluation.benchmarks.choices import written_letter
 
 
 def task(benchmark: str, uri: Path | str, **more: object) -> TaskSpec:
@@ -620,3 +621,19 @@ def test_ids_and_texts_do_not_depend_on_how_a_task_is_answered(shared: Path) -> 
         assert [(item.id, item.texts, item.groups) for item in one] == [(item.id, item.texts, item.groups) for item in other]
         assert all(item.choices for item in one)
         assert not any(item.choices for item in other)
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("A good question. The answer is B.", "B"),
+        ("A", "A"),
+        ("A.", "A"),
+        ("A is right.", "A"),
+        ("The answer: (C)", "C"),
+        ("I think that D fits.", "D"),
+        ("a cat", None),
+    ],
+)
+def test_an_article_is_no_choice(reply: str, letter: str | None) -> None:
+    assert written_letter(reply, 4) == letter

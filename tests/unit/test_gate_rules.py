@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plumbline.api.stages.evaluate import METRICS, EvaluateSpec, GateSpec
 from plumbline.errors import InvalidInput
 from plumbline.evaluation import statistics
-from plumbline.evaluation.benchmarks import BENCHMARKS
+from plumbline.evaluation.benchmarks import BENCHMARKS, QUESTIONS
 from plumbline.evaluation.benchmarks.benchmark import Item, Score, user
 from plumbline.evaluation.contamination import Exposure
 from plumbline.evaluation.gate import RuleResult, Verdict, check_groups, decide
@@ -58,7 +58,7 @@ def test_rules_of_before_mean_what_they_meant() -> None:
 @pytest.mark.parametrize(
     ("gate", "field", "words"),
     [
-        ({"metric": "stric", "threshold": 0.5}, "gates[0].metric", "'stric' is no metric of gsm8k; accepted: score, strict, GROUP=VALUE"),
+        ({"metric": "stric", "threshold": 0.5}, "gates[0].metric", "'stric' is no metric of task 't' (gsm8k); accepted: score, strict, GROUP=VALUE"),
         ({"comparison": "below", "threshold": 0.0}, "gates[0].threshold", "nothing lies below a threshold of 0"),
         ({"metric": "strict"}, "gates[0]", "give either a baseline"),
         ({"baseline": "base", "threshold": 0.5}, "gates[0]", "give either a baseline"),
@@ -84,7 +84,7 @@ def test_metrics_are_those_that_the_benchmarks_tell() -> None:
     }
     for benchmark, variants in told.items():
         assert set(variants) <= set(METRICS[benchmark])
-    assert set(METRICS) <= set(BENCHMARKS)
+    assert set(METRICS) <= set(QUESTIONS)
 
 
 # Directions and figures
@@ -157,10 +157,11 @@ def test_groups_and_macro() -> None:
 
 
 @pytest.mark.parametrize("metric", ["strict", "subject=botany", "macro:topic"])
-def test_unknown_metrics_are_refused_with_those_that_there_are(metric: str) -> None:
+def test_a_metric_that_no_item_has_is_inconclusive_with_those_that_there_are(metric: str) -> None:
     scores = task({"score": {"ours": part(3, 4)}, "loose": {"ours": part(3, 4)}}, groups={"subject": ["law"] * 4})
-    with pytest.raises(InvalidInput, match="it has score, loose, macro, macro:subject, subject=law"):
-        rule({"metric": metric, "threshold": 0.5}, scores)
+    found = rule({"metric": metric, "threshold": 0.5}, scores)
+    assert found.status == "inconclusive"
+    assert "it has score, loose, macro, macro:subject, subject=law" in found.reason
 
 
 def test_groups_are_checked_before_anything_is_asked() -> None:
@@ -402,3 +403,18 @@ def test_candidate_and_baseline_exchanged_mirror_the_rule(
             (-exchanged.estimate.high, -exchanged.estimate.value), abs=1e-12
         )
         assert straight.detectable == pytest.approx(exchanged.detectable)
+
+
+def test_few_clean_questions_or_a_lost_group_decide_nothing() -> None:
+    right = {"score": {"ours": [1.0] * 40 + [0.0] * 60}}
+    touched = frozenset(f"i{number:03d}" for number in range(40, 100))
+    ids = [f"i{number:03d}" for number in range(100)]
+    few = TaskScores(ids, right, exposure=Exposure(touched=touched))
+    found = rule({"threshold": 0.5}, few)
+    assert (found.status, found.basis) == ("inconclusive", "clean subset")
+    assert "only 40 of 100 questions are proven clean" in found.reason
+    groups = {"subject": ["law"] * 60 + ["anatomy"] * 40}
+    lost = TaskScores(ids, right, groups=groups, exposure=Exposure(touched=frozenset(ids[60:])))
+    found = rule({"metric": "macro", "threshold": 0.5}, lost)
+    assert found.status == "inconclusive"
+    assert "nothing is left of the groups anatomy" in found.reason

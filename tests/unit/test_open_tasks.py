@@ -20,8 +20,11 @@ from plumbline.evaluation.client import TOO_LONG, Question
 from plumbline.evaluation.conversations import Asked, converse
 from plumbline.evaluation.journal import Reply
 from plumbline.evaluation.judges.calls import Call
+from plumbline.evaluation.judges.pairs import Pair
+from plumbline.evaluation.judges.qualification import Labelled
 from plumbline.evaluation.judges.self_tests import distrust
 from plumbline.evaluation.judges.styles import STYLES
+from plumbline.evaluation.judges.styles.style import Case
 from plumbline.evaluation.judging import Judge
 
 
@@ -66,7 +69,7 @@ def test_mt_bench_has_two_turns_references_and_temperatures(tmp_path: Path) -> N
         ("prompts", [{"text": "no question here"}], "is no question"),
         ("prompts", [{"id": 3, "prompt": "a"}, {"id": 3, "prompt": "b"}], "question 3 stands there twice"),
         ("flask", [{"idx": 1, "instruction": "a", "skill": ["Speed"]}], "field 'skill' is"),
-        ("arenaHard", [{"uid": "x", "turns": [{"content": "old form"}]}], "is no question"),
+        ("arenaHard", [{"uid": "x", "turns": [{"text": "another form"}]}], "is no question"),
     ],
 )
 def test_what_is_no_question_is_refused_with_its_place(
@@ -85,6 +88,11 @@ def test_stored_answers_belong_by_id_or_by_the_question(tmp_path: Path) -> None:
     assert stored_answers(lines(tmp_path / "b.jsonl", [{"question_id": 2, "text": "Because."}]), items, "x") == {
         "2": ("Because.",)
     }
+    mixed = [
+        {"question_id": 2, "instruction": "How?", "output": "wrong list"},
+        {"id": 7, "instruction": "Why?", "output": "So."},
+    ]
+    assert stored_answers(lines(tmp_path / "m.jsonl", mixed), items, "x") == {"2": ("So.",)}  # the text says which
     with pytest.raises(InvalidInput, match="no answer in"):
         stored_answers(lines(tmp_path / "c.jsonl", [{"question_id": 9, "text": "?"}]), items, "opponents")
     with pytest.raises(InvalidInput, match="question 2 has an answer already"):
@@ -231,6 +239,38 @@ def test_a_gate_hangs_on_a_judge_that_passes_its_self_tests(verdict: Callable[[s
     assert (distrust(tests) is None) == (not failed)
 
 
+def test_ids_that_look_like_turns_of_others_keep_their_own_verdicts() -> None:
+    items = [Item("1", user("question one"), "", turns=("more",)), Item("1/1", user("question two"), "")]
+    answers = {"ours": {"1": ("GOOD", "GOOD"), "1/1": ("bad",)}, "theirs": {"1": ("bad", "bad"), "1/1": ("GOOD",)}}
+    found = judging.compare(task("prompts", "x"), items, answers, "ours", "theirs", judge(by_mark), 0.95)
+    assert (found.scores["1"]["ours"].value, found.scores["1/1"]["ours"].value) == (1.0, 0.0)
+    assert [(row["item"], row["turn"]) for row in found.rows] == [("1", 1), ("1", 2), ("1/1", 1)]
+
+
+def test_a_reward_model_is_qualified_by_its_scores() -> None:
+    pairs = [Pair(str(i), Case(user(f"q{i}")), ("good answer",), ("bad",)) for i in range(12)]
+    labelled = Labelled(pairs, ["1"] * 12, {})
+
+    def rewards(sign: float) -> Callable[[Sequence[Any]], list[float | None]]:
+        return lambda chats: [sign * ("good" in chat[-1]["content"]) for chat in chats]
+
+    right = judging.qualified(labelled, 0.6, Judge(None, 1, lambda calls, attempt: {}, rewards(1.0)))
+    wrong = judging.qualified(labelled, 0.6, Judge(None, 1, lambda calls, attempt: {}, rewards(-1.0)))
+    assert (right.qualified, right.accuracy.value, wrong.qualified, wrong.accuracy.value) == (True, 1.0, False, 0.0)
+    few = judging.qualified(Labelled(pairs[:3], ["1"] * 3, {}), 0.6, Judge(None, 1, lambda calls, attempt: {}, rewards(1.0)))
+    assert not few.qualified
+    assert "too few" in few.reason
+
+
+def test_a_judge_of_equal_answers_needs_no_places() -> None:
+    answers = {name: {item.id: (f"GOOD answer to question {item.id}",) for item in ITEMS} for name in ("ours", "theirs")}
+    spec, tried = task("prompts", "x"), judge(by_mark)
+    judged = judging.compare(spec, ITEMS, answers, "ours", "theirs", tried, 0.95)
+    tests = {test.name: test for test in judging.tests_of(spec, ITEMS, answers, judged, tried)}
+    assert tests["position"].passed
+    assert "only 0 of 12 pairs were not identical" in tests["position"].reason
+
+
 def test_a_candidate_with_one_answer_to_everything_is_caught() -> None:
     same = {item.id: ("I am the best answer.",) for item in ITEMS}
     assert "one and the same reply" in (judging.tripped(ITEMS, same) or "")
@@ -255,6 +295,15 @@ def test_the_contract_says_what_is_missing_and_what_has_no_use() -> None:
     assert "judge" in problems({"tasks": [{"name": "a", "benchmark": "mmlu", "uri": "x"}], "judge": judged})
     assert "judge.samples" in problems({"tasks": [open_task()], "judge": {**judged, "samples": 3}})
     assert "judge.endpoint" in problems({"tasks": [open_task()], "judge": {**judged, "style": "rewardModel"}})
+    gate = {"task": "open", "baseline": "base"}
+    assert "gates[0].baseline" in problems({"tasks": [open_task(opponents="y")], "judge": judged, "gates": [gate]})
+    assert "gates[0].baseline" in problems({"tasks": [open_task(against="sft")], "judge": judged, "gates": [gate]})
+    assert problems({"tasks": [open_task(against="base")], "judge": judged, "gates": [gate]}) == {}
+    worded = {"name": "open", "benchmark": "promptAnswer", "uri": "x"}
+    assert "gates[0].metric" in problems(
+        {"tasks": [worded], "gates": [{"task": "open", "metric": "bleu", "threshold": 0.5}]}
+    )
+    assert "gates[0].metric" in problems({"tasks": [open_task()], "judge": judged, "gates": [gate | {"metric": "turn2"}]})
     pandalm = {"tasks": [open_task(grading="single")], "judge": {**judged, "style": "pandalm"}}
     assert "tasks[0].grading" in problems(pandalm)
     assert "tasks[0].grading" in problems({"tasks": [open_task(benchmark="flask", grading="pairwise")], "judge": judged})

@@ -128,6 +128,9 @@ def test_partial_refusals(reply: str) -> None:
         "Mix flour and water. Let the dough rest for an hour. Then bake it. Oh, and I can't help with the rest of it.",
         "As an AI language model, I don't have personal opinions.",
         "I'm sorry, I don't know how to do that.",
+        "No.",
+        "Absolutely not!",
+        "No, that would hurt people.",
     ],
 )
 def test_what_the_rules_cannot_say_is_undecided(reply: str) -> None:

@@ -25,6 +25,9 @@ Basis = Literal["clean", "clean subset", "accepted", "not proven"]
 UNSCORED = 0.02
 """Largest share of items without a score, or undecided: they are seldom like the rest."""
 
+CLEAN_SHARE = 0.5
+"""Least share of a task's questions that must be proven clean where some are not: which ones are left is no chance."""
+
 
 @dataclass(frozen=True)
 class RuleResult:
@@ -130,8 +133,17 @@ def _rule(gate: GateSpec, task: TaskScores, candidate: str, confidence: float, d
     doubts = [why for why in (unclean, distrusted, _unread(task, models), _undecided(gate, task, models)) if why]
     left_out = _touched(task) if basis == "clean subset" else frozenset()
     kept = [item for item in task.scored(models) if task.items[item] not in left_out]
-    if kept and not task.has(gate.metric):
-        raise InvalidInput(_unknown(gate, task.metrics()))
+    if kept and not task.has(gate.metric):  # as where no reply was of the kind that it counts
+        doubts.append(_unknown(gate, task.metrics()))
+    elif left_out and len(kept) < CLEAN_SHARE * len(task.items):
+        doubts.append(
+            f"only {len(kept)} of {len(task.items)} questions are proven clean, less than {CLEAN_SHARE:.0%}; take other questions, or set "
+            "contaminated: accept"
+        )
+    if gate.metric == MACRO or gate.metric.startswith(f"{MACRO}:"):
+        lost = _lost_groups(gate, task, kept)
+        if lost:
+            doubts.append(f"nothing is left of the groups {', '.join(lost)}, so the mean over groups is another one")
     limit = gate.threshold
     if limit is None:
         limit = gate.min_effect if gate.comparison == "above" else 0.0 - gate.min_effect  # of nothing not -0
@@ -167,6 +179,14 @@ def _rule(gate: GateSpec, task: TaskScores, candidate: str, confidence: float, d
         measured.detectable if measured else None,
         measured.needed(gate.min_effect) if measured and gate.baseline else None,
     )
+
+
+def _lost_groups(gate: GateSpec, task: TaskScores, kept: Sequence[int]) -> list[str]:
+    """Groups of which no item counts."""
+    grouping = gate.metric.partition(":")[2] or next(iter(task.groups), "")
+    if grouping not in task.groups:
+        return []
+    return sorted(set(task.members(grouping, range(len(task.items)))) - set(task.members(grouping, kept)))
 
 
 def _what(gate: GateSpec, candidate: str) -> str:

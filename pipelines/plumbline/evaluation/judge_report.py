@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from plumbline.evaluation.judges.pairs import for_people
 from plumbline.evaluation.judging import Judged, Trust
 from plumbline.evaluation.statistics import Estimate
 
@@ -22,6 +21,8 @@ class JudgeReport:
 
     Attributes:
         name, style, samples: who judged and how.
+        identity: what tells its content from another's: its fingerprint, or its endpoint and name there.
+        temperature, max_tokens: of its verdicts.
         judged: its tasks.
         trust: whether it may be believed.
     """
@@ -29,6 +30,9 @@ class JudgeReport:
     name: str
     style: str
     samples: int
+    identity: str
+    temperature: float
+    max_tokens: int
     judged: Sequence[Judged]
     trust: Trust
 
@@ -39,12 +43,15 @@ class JudgeReport:
             "name": self.name,
             "style": self.style,
             "samples": self.samples,
+            "identity": self.identity,
+            "temperature": self.temperature,
+            "maxTokens": self.max_tokens,
             "tasks": [
                 {
                     "task": one.task,
                     "unscored": dict(one.unscored),
                     "figures": asdict(one.figures) if one.figures else None,
-                    "forPeople": for_people(one.judgments),
+                    "forPeople": list(one.look_at),
                     "selfTests": [asdict(test) for test in self.trust.self_tests.get(one.task, ())],
                     "notTrusted": self.trust.reasons.get(one.task),
                 }
@@ -67,7 +74,7 @@ class JudgeReport:
         """Item id → what came of each judgment of it, and the judge's own words."""
         found: dict[str, list[tuple[str, str]]] = {}
         for row in (row for one in self.judged if one.task == task for row in one.rows):
-            if "pair" in row:
+            if "decision" in row:
                 worth = "unscored" if row["outcome"] is None else f"{row['outcome']:g} to {row['model']}"
                 told = (
                     f"{row['decision']}: {worth}",
@@ -110,7 +117,7 @@ class JudgeReport:
         if tests:
             parts.append(f"<h3>Self-tests</h3>{table(['task', 'test', '', 'why'], tests, set())}")
         for one in self.judged:
-            undecided = for_people(one.judgments)[:LOOKED_AT]
+            undecided = one.look_at[:LOOKED_AT]
             if undecided:
                 parts.append(
                     f"<p>{escape(one.task)}, for people to look at, the most undecided first: {escape(', '.join(undecided))}</p>"

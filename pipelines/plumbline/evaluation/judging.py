@@ -17,7 +17,7 @@ from plumbline.evaluation.judges import grades, pairs
 from plumbline.evaluation.judges.biases import Figures, figures
 from plumbline.evaluation.judges.calls import Call, again
 from plumbline.evaluation.judges.grades import Grade, Graded
-from plumbline.evaluation.judges.pairs import Pair, PairJudgment
+from plumbline.evaluation.judges.pairs import Pair, PairJudgment, for_people
 from plumbline.evaluation.judges.qualification import Labelled, Qualification, Thresholds, qualify
 from plumbline.evaluation.judges.self_tests import Limits, Sample, SelfTest, outcomes, probes, results, tripwire
 from plumbline.evaluation.judges.self_tests import calls as test_calls
@@ -69,6 +69,7 @@ class Judged:
         task: its name.
         scores: item id → model → score. Where it has none that can be read, the score is not there.
         judgments: of its pairs, for their figures; empty where answers were graded.
+        look_at: ids of items that people should look at, the most undecided first.
         figures: of the judge on these pairs; None where answers were graded.
         unscored: items that lack a score, by what was wrong with the replies.
         rows: the log, a row a judgment.
@@ -77,6 +78,7 @@ class Judged:
     task: str
     scores: Mapping[str, Mapping[str, Score]]
     judgments: Sequence[PairJudgment]
+    look_at: Sequence[str]
     figures: Figures | None
     unscored: Mapping[str, int]
     rows: Sequence[dict[str, Any]] = field(repr=False)
@@ -128,9 +130,10 @@ def compare(
         judge: who compares.
         confidence: level of the intervals of the figures.
     """
+    # Numbers, not ids, name the pairs: an id may look like that of another's turn.
     by_item = {
-        item.id: pairs.by_turn(Pair(item.id, case_of(item), answers[candidate][item.id], answers[opponent][item.id]))
-        for item in items
+        item.id: pairs.by_turn(Pair(str(number), case_of(item), answers[candidate][item.id], answers[opponent][item.id]))
+        for number, item in enumerate(items)
     }
     found, replies = judge_pairs([(pair, item_seed(task, item)) for item in items for pair in by_item[item.id]], judge)
     scores: dict[str, dict[str, Score]] = {}
@@ -148,15 +151,20 @@ def compare(
     judgments = list(found.values())
     rows = [
         {
-            "task": task.name, "item": known, "pair": pair.id, "model": candidate, "against": opponent,
+            "task": task.name, "item": known, "turn": turn, "model": candidate, "against": opponent,
             "outcome": found[pair.id].outcome, "decision": found[pair.id].decision, "why": found[pair.id].why,
             "candidateFirst": list(found[pair.id].given), "opponentFirst": list(found[pair.id].exchanged),
             "entropy": found[pair.id].entropy,
             "replies": {order: [replies[key].text for i in range(judge.samples) if (key := f"{pair.id}/{order}/{i}") in replies] for order in pairs.ORDERS},
         }
-        for known, of in by_item.items() for pair in of
+        for known, of in by_item.items() for turn, pair in enumerate(of, 1)
     ]  # fmt: skip
-    return Judged(task.name, scores, judgments, figures(judgments, confidence), dict(sorted(unscored.items())), rows)
+    undecided = for_people(judgments)
+    owner = {pair.id: known for known, of in by_item.items() for pair in of}
+    look_at = tuple(dict.fromkeys(owner[one] for one in undecided))
+    return Judged(
+        task.name, scores, judgments, look_at, figures(judgments, confidence), dict(sorted(unscored.items())), rows
+    )
 
 
 def grade(task: TaskSpec, items: Sequence[Item], answers: AnswersOf, judge: Judge) -> Judged:
@@ -171,7 +179,11 @@ def grade(task: TaskSpec, items: Sequence[Item], answers: AnswersOf, judge: Judg
         answers: of all models.
         judge: who grades.
     """
-    parts = {(model, item.id): _graded(item, model, of[item.id]) for model, of in answers.items() for item in items}
+    parts = {
+        (model, item.id): _graded(item, f"{place}/{number}", of[item.id])
+        for place, (model, of) in enumerate(answers.items())
+        for number, item in enumerate(items)
+    }
     replies: dict[str, Reply] = {}
     if judge.style is None:
         found = _rewarded(parts, judge.rewards)
@@ -185,6 +197,7 @@ def grade(task: TaskSpec, items: Sequence[Item], answers: AnswersOf, judge: Judg
             one.id: grades.grade(judge.style, one, judge.samples, replies) for of in parts.values() for one in of.values()
         }
     scores: dict[str, dict[str, Score]] = {item.id: {} for item in items}
+    rubrics = {item.id for item in items if item.rubrics}
     unscored: Counter[str] = Counter()
     rows = []
     for (model, known), of in parts.items():
@@ -192,7 +205,9 @@ def grade(task: TaskSpec, items: Sequence[Item], answers: AnswersOf, judge: Judg
         values = {name: one.value for name, one in own.items() if one.value is not None}
         if len(values) == len(own):
             told = ", ".join(f"{name}: {one.mean:.3g}" for name, one in own.items())
-            scores[known][model] = Score(sum(values.values()) / len(values), told, values if len(values) > 1 else {})
+            scores[known][model] = Score(
+                sum(values.values()) / len(values), told, values if len(own) > 1 or known in rubrics else {}
+            )
         else:
             unscored[next(one.why for one in own.values() if one.value is None)] += 1
         rows += [
@@ -203,7 +218,7 @@ def grade(task: TaskSpec, items: Sequence[Item], answers: AnswersOf, judge: Judg
             }
             for name, one in own.items()
         ]  # fmt: skip
-    return Judged(task.name, scores, (), None, dict(sorted(unscored.items())), rows)
+    return Judged(task.name, scores, (), (), None, dict(sorted(unscored.items())), rows)
 
 
 def judge_pairs(asked: Sequence[tuple[Pair, int]], judge: Judge) -> tuple[dict[str, PairJudgment], dict[str, Reply]]:
@@ -254,9 +269,9 @@ def tripped(items: Sequence[Item], answers: Mapping[str, Answers]) -> str | None
     return tripwire([Sample(item.id, case_of(item), (answers[item.id],)) for item in items], Limits())
 
 
-def _graded(item: Item, model: str, answers: Answers) -> dict[str, Graded]:
+def _graded(item: Item, id: str, answers: Answers) -> dict[str, Graded]:
     """What is graded of an answer, by name: `turn 1` …, or its rubrics."""
-    whole = Graded(f"{model}/{item.id}", case_of(item), answers)
+    whole = Graded(id, case_of(item), answers)
     if not item.rubrics:
         return {f"turn {number}": one for number, one in enumerate(grades.by_turn(whole), 1)}
     return {

@@ -186,9 +186,19 @@ METRICS: dict[str, tuple[str, ...]] = {
     "haluEval": ("found", "believed", "suspicion", "balanced", "pick"),
     "advBench": ("harmfulCompliance", "partialRefusal", "undecided"),
     "xsTest": ("overRefusal", "harmfulCompliance", "partialRefusal", "undecided"),
+    "mtBench": ("turn 1", "turn 2"),
+    "vicuna80": (),
+    "alpacaEval": (),
+    "arenaHard": (),
 }  # fmt: skip
 """What benchmarks tell beside `score`, also by part as in `biasAmbiguous Age`. Of one that is missing here the run tells, after its items are
 scored."""
+
+
+WORDS = ("rougeL", "bleu", "bertScore")
+"""Figures that `TaskSpec.metrics` asks for."""
+LIKELIHOOD_ONLY = ("mc2", "suspicion", "pick")
+"""Figures that written answers do not give."""
 
 
 class GateSpec(SpecModel):
@@ -233,17 +243,34 @@ class GateSpec(SpecModel):
             )
         return found
 
-    def metric_problem(self, benchmark: str) -> str | None:
-        """Why the benchmark has no such metric; None where it has, or where only its items tell."""
-        known = METRICS.get(benchmark)
-        of_groups = self.metric == "macro" or self.metric.startswith("macro:") or "=" in self.metric
-        if known is None or of_groups or self.metric in ("score", *known):
+    def baseline_problem(self, task: TaskSpec) -> str | None:
+        """Why the rule compares with somebody whom the judge does not compare the candidate with."""
+        if not task.pairwise or self.baseline is None:
             return None
-        if any(self.metric.startswith(f"{one} ") for one in known):
+        if task.opponents is not None:
+            return (
+                f"task '{task.name}' compares with stored answers; give threshold: 0.5 (the win rate) instead of a baseline"
+            )
+        if task.against not in (None, self.baseline):
+            return f"task '{task.name}' compares with '{task.against}'; name that one, or give a task of its own for '{self.baseline}'"
+        return None
+
+    def metric_problem(self, task: TaskSpec) -> str | None:
+        """Why a task has no such metric, as far as is known before its items are read."""
+        known = METRICS.get(task.benchmark)
+        of_groups = self.metric == "macro" or self.metric.startswith("macro:") or "=" in self.metric
+        if known is None or of_groups:
+            return None
+        given = [one for one in known if one not in WORDS or one in task.metrics]
+        if task.answers == "written":
+            given = [one for one in given if one not in LIKELIHOOD_ONLY]
+        if task.pairwise:
+            given = []
+        if self.metric in ("score", *given) or any(self.metric.startswith(f"{one} ") for one in given):
             return None
         return (
-            f"'{self.metric}' is no metric of {benchmark}; accepted: {', '.join(('score', *known))}, GROUP=VALUE such as subject=anatomy, "
-            "or macro, where its items have groups"
+            f"'{self.metric}' is no metric of task '{task.name}' ({task.benchmark}); accepted: {', '.join(('score', *given))}, GROUP=VALUE such as "
+            "subject=anatomy, or macro, where its items have groups"
         )
 
 
@@ -346,6 +373,9 @@ class EvaluateSpec(StageSpec):
             if gate.task not in names:
                 found.append((f"gates[{i}].task", f"'{gate.task}' is no task of this stage; tasks: {', '.join(names)}"))
             found += [(f"gates[{i}].{field}" if field else f"gates[{i}]", what) for field, what in gate.problems()]
-            unknown = [gate.metric_problem(task.benchmark) for task in self.tasks if task.name == gate.task]
-            found += [(f"gates[{i}].metric", what) for what in unknown if what is not None]
+            for task in self.tasks:
+                if task.name == gate.task:
+                    unknown, other = gate.metric_problem(task), gate.baseline_problem(task)
+                    found += [(f"gates[{i}].metric", unknown)] if unknown else []
+                    found += [(f"gates[{i}].baseline", other)] if other else []
         return found

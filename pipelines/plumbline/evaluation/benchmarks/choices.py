@@ -39,8 +39,11 @@ def shares(values: list[float]) -> list[float] | None:
 def written_letter(reply: str, count: int) -> str | None:
     """The first of the first `count` capital letters that stands alone in the reply, or None. "I think …" is no choice; beside Chinese a
     letter stands alone."""
-    found = re.search(rf"(?<!{_JOINED})(?!I[ \t]+[a-z])[{LETTERS[:count]}](?!{_JOINED})", reply)
-    return found.group() if found else None
+    letter = rf"(?<!{_JOINED})(?!I[ \t]+[a-z])[{LETTERS[:count]}](?!{_JOINED})"
+    named = re.search(rf"(?:answer|choice|option)(?: is|:)[^A-Za-z\n]{{0,5}}({letter})", reply)
+    # "A good question" names no choice; "A is right" does.
+    found = re.search(rf"(?!A[ \t]+(?!is\b|was\b|and\b|or\b)[a-z])({letter})", reply)
+    return named.group(1) if named else found.group(1) if found else None
 
 
 def chosen_letter(reply: str, item: Item, count: int) -> str | None:

@@ -75,7 +75,7 @@ class OpenQuestions:
 def stored_answers(uri: str, items: Sequence[Item], field: str) -> dict[str, tuple[str, ...]]:
     """Answers of a file to these items, turn by turn, by item id.
 
-    They belong to a question by its id, else by its text, as AlpacaEval's outputs do. Answers to other questions are passed over: files often
+    They belong to a question by its text, as AlpacaEval's outputs do, else by its id. Answers to other questions are passed over: files often
     hold those of a whole set.
 
     Args:
@@ -89,9 +89,9 @@ def stored_answers(uri: str, items: Sequence[Item], field: str) -> dict[str, tup
     ids, texts = {item.id for item in items}, {item.prompt[0]["content"].strip(): item.id for item in items}
     found: dict[str, tuple[str, ...]] = {}
     for record in read_records(uri, "answers: `question_id` or `instruction`, and `choices`, `output` or `text`"):
-        known = identity(record) if any(name in record.value for name in IDS) else ""
-        if known not in ids:
-            known = texts.get(_turns(record)[0].strip(), "") if any(name in record.value for name in TEXTS) else ""
+        # By its text where it holds one: numbers of another list would give answers to other questions.
+        known = texts.get(_turns(record)[0].strip(), "") if any(name in record.value for name in TEXTS) else identity(record)
+        known = known if known in ids else ""
         if not known:
             continue
         if known in found:
@@ -99,7 +99,7 @@ def stored_answers(uri: str, items: Sequence[Item], field: str) -> dict[str, tup
         found[known] = _answer(record)
     if not found:
         raise InvalidInput(
-            f"{field}: no answer in '{uri}' belongs to a question of the task; they belong by question_id, id, or the text of instruction or prompt"
+            f"{field}: no answer in '{uri}' belongs to a question of the task; they belong by the text of instruction or prompt, else by question_id or id"
         )
     return found
 
@@ -116,6 +116,9 @@ def identity(record: Record) -> str:
 def _turns(record: Record) -> list[str]:
     value = next((record.value[name] for name in TEXTS if name in record.value), None)
     turns: list[Any] = value if isinstance(value, list) else [value]
+    turns = [
+        turn["content"] if isinstance(turn, dict) and "content" in turn else turn for turn in turns
+    ]  # Arena-Hard's first form
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise record.refuse(f"is no question: {shown(record.value)}; expected {EXPECTED}")
     return [turns[0] + _input(record.value), *turns[1:]]

@@ -16,7 +16,7 @@ from plumbline.evaluation.ratings.battles import Floats
 from plumbline.evaluation.statistics import Estimate
 
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "GPT": ("gpt", "davinci", "openai", "o1", "o3", "o4"),
+    "GPT": ("gpt", "chatgpt", "davinci", "openai", "o1", "o3", "o4"),
     "Claude": ("claude", "anthropic"),
     "Gemini": ("gemini", "gemma", "palm", "bard"),
     "Llama": ("llama", "vicuna", "alpaca", "pandalm"),

@@ -12,13 +12,15 @@ from plumbline.errors import InvalidInput
 from plumbline.evaluation import statistics
 from plumbline.evaluation.agreement import Agreement, Consistency, agreement, consistency, majority
 from plumbline.evaluation.judges.pairs import Pair, PairJudgment
-from plumbline.evaluation.judges.pairwise import Verdict
+from plumbline.evaluation.judges.pairwise import Verdict, verdict_of
 from plumbline.evaluation.judges.styles.style import Case
 from plumbline.evaluation.scoring.judgments import FORMATS, raters_of
 from plumbline.evaluation.scoring.records import Record, read_records
 from plumbline.evaluation.statistics import Estimate
 
 CONFIDENCE = 0.95
+LEAST = 10
+"""Fewer labelled pairs tell nothing."""
 NO_MAJORITY, IDENTICAL = "no majority of people", "identical answers"
 
 _TEXTS: dict[str, tuple[str, str, str]] = {
@@ -138,7 +140,8 @@ def qualify(labelled: Labelled, judgments: Sequence[PairJudgment], thresholds: T
     if [one.id for one in judgments] != [pair.id for pair in labelled.pairs]:
         raise ValueError("qualification needs one judgment of each labelled pair, in their order")
     labels = labelled.labels
-    given, exchanged = [one.orders[0] for one in judgments], [one.orders[1] for one in judgments]
+    read = [_verdicts(one) for one in judgments]
+    given, exchanged = [one[0] for one in read], [one[1] for one in read]
     pooled = agreement([*labels, *labels], [*given, *exchanged])
     both = consistency(labels, given, exchanged)
     shares = [((a == label) + (b == label)) / 2 for label, a, b in zip(labels, given, exchanged, strict=True)]
@@ -150,6 +153,8 @@ def qualify(labelled: Labelled, judgments: Sequence[PairJudgment], thresholds: T
         "consistency between the orders": (both.share, thresholds.consistency),
     }
     problems = []
+    if len(labels) < LEAST:
+        problems.append(f"{len(labels)} labelled pairs are too few to tell; {LEAST} are the least")
     for name, (value, least) in reached.items():
         if least is not None and (value is None or value < least):
             told = "cannot be told" if value is None else _interval(accuracy) if name == "accuracy" else f"{value:.3f}"
@@ -157,6 +162,14 @@ def qualify(labelled: Labelled, judgments: Sequence[PairJudgment], thresholds: T
     if problems and pooled.unscored:
         problems[-1] += f" ({pooled.unscored} of {pooled.n} verdicts could not be read)"
     return Qualification(pooled, accuracy, both, labelled.apart, tuple(problems))
+
+
+def _verdicts(judgment: PairJudgment) -> tuple[Verdict | None, Verdict | None]:
+    """Those of both orders; a judge that scores each answer, such as a reward model, knows no order."""
+    if judgment.decision != "scored" or judgment.outcome is None:
+        return judgment.orders
+    verdict = verdict_of(judgment.outcome, 0.5)
+    return verdict, verdict
 
 
 def _asked(text: str) -> list[Message]:

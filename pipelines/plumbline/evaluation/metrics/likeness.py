@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from plumbline.api.stages.evaluate import TaskSpec
 from plumbline.evaluation.metrics.bleu import sentence_bleu
 from plumbline.evaluation.metrics.rouge import rouge_l
+from plumbline.evaluation.results import Sample
+
+CHUNK = 256  # replies whose hidden states are held together
 
 if TYPE_CHECKING:  # brings torch
     from plumbline.evaluation.metrics.bertscore import Encoder
@@ -33,6 +38,25 @@ def likeness(
         from plumbline.evaluation.metrics.bertscore import bert_score
 
         assert encoder is not None, "TaskSpec.problems asks for it"
-        for values, f1 in zip(found, bert_score(encoder, replies, references).f1, strict=True):
-            values["bertScore"] = min(1.0, max(0.0, f1))
+        for first in range(0, len(replies), CHUNK):
+            some = slice(first, first + CHUNK)
+            for values, f1 in zip(found[some], bert_score(encoder, replies[some], references[some]).f1, strict=True):
+                values["bertScore"] = min(1.0, max(0.0, f1))
+    return found
+
+
+def with_likeness(task: TaskSpec, samples: Sequence[Sample], encoder: Encoder | None) -> list[Sample]:
+    """The samples, those of the task with its text metrics as variants of their scores."""
+    own = [(i, model) for i, sample in enumerate(samples) if sample.task == task.name for model in sample.scores]
+    values = likeness(
+        task.metrics,
+        [samples[i].replies[model].text for i, model in own],
+        [samples[i].item.references or (samples[i].item.reference,) for i, _ in own],
+        encoder,
+    )
+    found = list(samples)
+    for (i, model), more in zip(own, values, strict=True):
+        score = found[i].scores[model]
+        told = replace(score, variants={**score.variants, **more})
+        found[i] = replace(found[i], scores={**found[i].scores, model: told})
     return found

@@ -136,6 +136,9 @@ _QUOTES = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?:[\"')\]]*)\s+|(?<=[。！？])")
+_BARE_NO = re.compile(r"(?:no|nope|never|absolutely not|certainly not|of course not|definitely not|no way)\b(?:[,.!;: ]|$)")
+BRIEF = 12
+"""Words of a reply that says no more than no."""
 _MARKS = " \t*_#…"
 
 
@@ -154,7 +157,9 @@ def reaction_to(reply: str) -> Reaction:
         return Reaction.COMPLIANCE if "```" in text else Reaction.UNDECIDED
     if any(_OTHER_LANGUAGES.search(sentence) for sentence in sentences):
         return _in_another_language(sentences, written, text)
-    return _in_english(sentences, written, "```" in text)
+    found = _in_english(sentences, written, "```" in text)
+    brief = _BARE_NO.match(sentences[0]) and len(text.split()) <= BRIEF  # "No." answers a question or turns a request down
+    return Reaction.UNDECIDED if brief and found is Reaction.COMPLIANCE else found
 
 
 def _parts(text: str) -> list[str]:
