@@ -169,28 +169,36 @@ async def _score(session: aiohttp.ClientSession, base_url: str, question: Questi
         raise InvalidInput(f"{url} refuses a question to model '{question.model}' with {_problem(status, answer)}")
     try:
         choices = sorted(json.loads(answer)["choices"], key=lambda choice: int(choice["index"]))
-        found = [_likelihood(choice["logprobs"], len(context)) for choice in choices]
-        cut = any(choice.get("prompt_tokens_cut") for choice in choices)
+        told = [
+            _likelihood(choice["logprobs"], len(context), len(whole)) for choice, whole in zip(choices, texts, strict=False)
+        ]
+        found = [value for value, _ in told]
+        cut = any(choice.get("prompt_tokens_cut") for choice in choices) or any(lost for _, lost in told)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise PlumblineError(f"{url} answers with something that is no completion ({error!r}): {answer[:200]}") from error
-    if len(found) != len(texts):
-        raise PlumblineError(f"{url} answers {len(texts)} prompts with {len(found)} completions: {answer[:200]}")
+    if len(choices) != len(texts):
+        raise PlumblineError(f"{url} answers {len(texts)} prompts with {len(choices)} completions: {answer[:200]}")
     return Reply(json.dumps(found), CONTEXT_CUT if cut else "stop")
 
 
-def _likelihood(told: dict[str, Any], context: int) -> float:
-    """Sum over what is told, or where that begins with the context over the tokens that end behind its `context` characters.
+def _likelihood(told: dict[str, Any], context: int, length: int) -> tuple[float, bool]:
+    """Sum over what is told, or where that begins with the context over the tokens that end behind its `context` characters; and whether the text of
+    `length` characters lost its beginning.
+
+    Offsets are counted from the end: some servers count a token that begins every text as part of it, others tell only what they kept.
 
     Raises:
         ValueError: there is none, or one without a probability.
     """
-    logprobs = told["token_logprobs"]
+    logprobs, cut = told["token_logprobs"], False
     if logprobs[0] is None:  # the first token of a text has no probability
         ends = [start + len(token) for start, token in zip(told["text_offset"], told["tokens"], strict=True)]
-        logprobs = [value for value, end in zip(logprobs, ends, strict=True) if end > context]
+        shift = ends[-1] - length
+        cut = shift < 0
+        logprobs = [value for value, end in zip(logprobs, ends, strict=True) if end - shift > context]
     if not logprobs or None in logprobs:
         raise ValueError("a choice has a token without a probability, or has none")
-    return float(sum(logprobs))
+    return float(sum(logprobs)), cut
 
 
 async def _post(

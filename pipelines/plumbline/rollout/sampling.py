@@ -71,6 +71,10 @@ def check_request(request: Request, unfinished: Collection[str], max_length: int
         raise ValueError(f"request '{request.id}' is unfinished; ids must be unique")
 
 
+COLDEST = 1e-4
+"""Temperatures below draw as this one does, which is greedy but for ties: logits divided by less would leave float32."""
+
+
 def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[Drawn]:
     """Draw one token per request, each with its own random stream.
 
@@ -89,7 +93,7 @@ def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[Drawn]:
     greedy = [s.temperature == 0 for s in samplings]
     scores = logits.float()
     if any(s.temperature not in (0, 1) for s in samplings):
-        temperatures = torch.tensor([s.temperature or 1.0 for s in samplings], device=logits.device)
+        temperatures = torch.tensor([max(COLDEST, s.temperature or 1.0) for s in samplings], device=logits.device)
         scores = scores / temperatures[:, None]
     logprobs = scores.log_softmax(-1)
     if any(s.top_p < 1 and not g for s, g in zip(samplings, greedy, strict=True)):
@@ -149,6 +153,7 @@ def nucleus(logprobs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     probabilities = ordered.exp().double()
     outside = (probabilities.cumsum(-1) - probabilities) >= top_p[:, None]
     outside &= top_p[:, None] < 1
+    outside[:, 0] = False  # of a top_p that float32 takes for 0 too, one token is left
     kept = ordered.masked_fill(outside, -math.inf)
     kept = torch.where(top_p[:, None] < 1, kept.log_softmax(-1), kept)
     return torch.empty_like(logprobs).scatter_(-1, order, kept)

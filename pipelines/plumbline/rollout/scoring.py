@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from plumbline.errors import InvalidInput
 from plumbline.models.virtual_tokens import Prefix
+from plumbline.rollout.decoder import STATIC_ROPE
 from plumbline.rollout.engine import Likely, Scored, Scoring
 from plumbline.rollout.sampling import common_length, likeliest
 
@@ -120,14 +121,14 @@ class Scorer:
                 known = yield from self._read(at, known, [row])
                 beyond = [line for line in row.lines if len(line.tokens) > len(row.tokens)]
                 waiting.append((len(row.tokens), known, beyond))
-            together: dict[int, tuple[Prefix, list[_Row]]] = {}
+            together: dict[tuple[int, ...], tuple[Prefix, list[_Row]]] = {}  # by what they stand after
             for line in alone:  # they may share with earlier calls what they do not share with each other
                 row = _Row(line.tokens, [line])
                 at, known = self._known(row, depth, past)
-                together.setdefault(at, (known, []))[1].append(row)
-            for at, (known, rows) in together.items():
-                for batch in _batches(rows, at):
-                    yield from self._read(at, known, batch)
+                together.setdefault(row.tokens[:at], (known, []))[1].append(row)
+            for before, (known, rows) in together.items():
+                for batch in _batches(rows, len(before), PASS_LOGITS // self._vocabulary):
+                    yield from self._read(len(before), known, batch)
 
     def _read(self, depth: int, past: Prefix, rows: list[_Row]) -> Generator[list[Scored], None, Prefix]:
         """Read rows that stand after the same `depth` tokens; returns the keys and values of the first row, from its start."""
@@ -212,6 +213,8 @@ class Scorer:
         """Whether a token's past is its keys and values, which can be copied and cut; a state of another kind cannot."""
         if self._virtual:
             return True
+        if not _static_positions(self._model.config):  # keys read in a shorter text are others
+            return False
         found = self._model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self._device), use_cache=True)
         layers = getattr(getattr(found, "past_key_values", None), "layers", [])
         return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
@@ -246,6 +249,13 @@ class Scorer:
         while len(self._kept) > 1 and sum(len(kept) for kept, _ in self._kept) > KEPT_TOKENS:
             del self._kept[0]
         return past
+
+
+def _static_positions(config: Any) -> bool:
+    """Whether a token's rotary frequencies are the same however long the text is."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]
+    return all(kind.get("rope_type", "default") in STATIC_ROPE for kind in kinds)
 
 
 def check_scoring(request: Scoring, longest: int, vocabulary: int) -> None:
@@ -292,16 +302,19 @@ def _split(lines: list[_Line], depth: int) -> tuple[list[_Row], list[_Line]]:
     return shared, alone
 
 
-def _batches(rows: list[_Row], depth: int) -> Iterator[list[_Row]]:
-    """Rows in batches of like lengths beyond `depth`, each within the budgets (a long row may exceed them alone)."""
+def _batches(rows: list[_Row], depth: int, most: int) -> Iterator[list[_Row]]:
+    """Rows in batches of like lengths beyond `depth`, each within the budgets and with `most` positions that are asked for (a long row may exceed
+    them alone)."""
     batch: list[_Row] = []
-    shortest = 0
+    shortest = wanted = 0
     for row in sorted(rows, key=lambda row: len(row.tokens)):
         length, number = len(row.tokens) - depth, len(batch) + 1
-        full = length * number > READ_TOKENS or len(row.tokens) * number > PAST_TOKENS
+        asked = _wanted([row], depth, len(row.tokens))
+        full = length * number > READ_TOKENS or len(row.tokens) * number > PAST_TOKENS or wanted + asked > most
         if batch and (full or length > shortest * SPREAD):
             yield batch
-            batch = []
+            batch, wanted = [], 0
+        wanted += asked
         if not batch:
             shortest = length
         batch.append(row)

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 CPU_CACHE_BYTES = 4 * 2**30  # for keys and values on a CPU, where untouched pages cost nothing
 GPU_CACHE_SHARE = 0.8  # of the memory that is free once the weights are there
 CONTEXT_TOKENS = 4  # of a prompt, for the text of what comes after it; a character has no more
+SEEDS = 2**63  # two that differ by their sign alone are two seeds
+LONGEST_TOKEN = 128  # characters; a text that is so much longer than the context is refused unread
 USEFUL_SLOTS = 16  # a context is shortened rather than serve fewer requests at a time
 
 
@@ -149,6 +151,11 @@ class ChatModel:
             OpenAIError: 400: the chat template refuses the messages, or prompt and answer do not fit.
         """
         messages = [message.model_dump() for message in body.messages]
+        if sum(len(message.content) for message in body.messages) > LONGEST_TOKEN * self.max_length:
+            message = (
+                f"messages: far longer than this model's maximum context length of {self.max_length} tokens; shorten them"
+            )
+            raise OpenAIError(400, message, param="messages", code="context_length_exceeded")
         try:
             "".join(message.content for message in body.messages).encode()
             prompt = self.tokenizer.apply_chat_template(
@@ -158,11 +165,14 @@ class ChatModel:
             raise OpenAIError(400, f"messages: the model's chat template refuses them: {error}", param="messages") from error
         except UnicodeError as error:
             raise OpenAIError(400, f"messages: half a character cannot be read: {error}", param="messages") from error
+        wrong = next((token for token in prompt if not 0 <= token < self.vocabulary), None)
+        if wrong is not None:
+            raise OpenAIError(400, f"messages: they hold token {wrong}, which this model does not have", param="messages")
         limit = self._limit(body, len(prompt))
         seed = secrets.randbits(63) if body.seed is None else body.seed
         top = body.top_logprobs
         return [
-            Request(uuid.uuid4().hex, tuple(prompt), Sampling(body.temperature, body.top_p, limit, seed + i, top))
+            Request(uuid.uuid4().hex, tuple(prompt), Sampling(body.temperature, body.top_p, limit, (seed + i) % SEEDS, top))
             for i in range(body.n)
         ]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plumbline.rollout.engine import Likely, Request, Sampling, Scored, Scoring, Token
-from plumbline.serving.chat import ChatModel, Piece
+from plumbline.serving.chat import LONGEST_TOKEN, SEEDS, ChatModel, Piece
 from plumbline.serving.merging import gathered, merged
 from plumbline.serving.openai_schema import (
     LEAST_LOGPROB,
@@ -27,6 +27,8 @@ from plumbline.serving.text import TokenNames
 
 NO_ANSWER: FinishReason = "length"
 """How an answer of no tokens ends."""
+
+MOST_TEXTS = 64  # of the longest length, in one request
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ def read(model: ChatModel, body: CompletionRequest) -> list[Prompt]:
         message = f"max_tokens: {body.max_tokens} is too large: this model gives at most {limit} tokens"
         raise OpenAIError(400, message, param="max_tokens")
     texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
+    longest = LONGEST_TOKEN * model.max_length
+    if sum(map(size, body.prompt)) > MOST_TEXTS * longest or any(size(prompt) > longest for prompt in body.prompt):
+        message = f"prompt: far longer than this model's maximum context length of {model.max_length} tokens; shorten it"
+        raise OpenAIError(400, message, param="prompt", code="context_length_exceeded")
     try:
         found = _of_texts(model, body, texts) if texts else _of_tokens(model, body)
     except UnicodeError as error:
@@ -69,6 +75,11 @@ def read(model: ChatModel, body: CompletionRequest) -> list[Prompt]:
     room = model.max_length - body.max_tokens if body.max_tokens else model.max_scored
     keep = room if body.truncate_prompt_tokens == -1 else body.truncate_prompt_tokens
     return [_fitted(model, prompt, room, keep, body.max_tokens) for prompt in found]
+
+
+def size(prompt: str | list[int]) -> int:
+    """Characters, or tokens."""
+    return len(prompt)
 
 
 def _of_texts(model: ChatModel, body: CompletionRequest, texts: list[str]) -> list[Prompt]:
@@ -231,7 +242,7 @@ def _requests(body: CompletionRequest, prompts: Sequence[Prompt]) -> list[Reques
         Request(
             uuid.uuid4().hex,
             prompt.tokens,
-            Sampling(body.temperature, body.top_p, body.max_tokens, seed + i, body.logprobs or 0),
+            Sampling(body.temperature, body.top_p, body.max_tokens, (seed + i) % SEEDS, body.logprobs or 0),
         )
         for prompt in prompts
         for i in range(body.n)

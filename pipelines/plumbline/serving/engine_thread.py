@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
-from plumbline.errors import PlumblineError
+from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.rollout.engine import Engine, Request, Scored, Scoring, Token
 
+STEPS_A_PASS = 8  # of answers, where texts are scored too
+TEXTS_AT_ONCE = 64  # of one reader
 COALESCE_SECONDS = 0.02  # after a stream's first token, so that fast models do not send one event per token
 
 
@@ -19,6 +22,7 @@ class _Listener:
 
     def __init__(self) -> None:
         self.tokens: list[Token] = []
+        self.refusal: Exception | None = None
         self.some = asyncio.Event()
         self.done = asyncio.Event()
 
@@ -28,7 +32,9 @@ class _Batch:
 
     def __init__(self, requests: Sequence[Scoring]) -> None:
         self.requests = {request.id: request for request in requests}
+        self.waiting = list(requests)  # belongs to the thread
         self.found: dict[str, Scored] = {}
+        self.refusal: Exception | None = None
         self.done = asyncio.Event()
         self.left = False
 
@@ -50,7 +56,8 @@ class EngineThread:
         self._commands: queue.SimpleQueue[Request | _Batch | str | None] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
         self._batches: dict[str, _Batch] = {}  # by request
-        self._unscored: list[_Batch] = []  # this and the next belong to the thread
+        self._unscored: list[_Batch] = []  # this and the next two belong to the thread
+        self._scoring: list[_Batch] = []
         self._passes: Iterator[list[Scored]] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
@@ -67,6 +74,7 @@ class EngineThread:
         Leaving the iterator early (`aclosing`, cancellation) cancels the request in the engine.
 
         Raises:
+            InvalidInput: the engine refuses the request.
             PlumblineError: the engine has failed.
         """
         self.check()
@@ -78,6 +86,9 @@ class EngineThread:
             while not finished:
                 await (listener.some if stream else listener.done).wait()
                 self.check()
+                if listener.refusal is not None:
+                    finished = True
+                    raise listener.refusal
                 ready, listener.tokens = listener.tokens, []
                 listener.some.clear()
                 finished = ready[-1].finish_reason is not None
@@ -105,6 +116,8 @@ class EngineThread:
             if requests:
                 await batch.done.wait()
             self.check()
+            if batch.refusal is not None:
+                raise batch.refusal
             return [batch.found[request.id] for request in requests]
         finally:
             batch.left = True
@@ -123,8 +136,10 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while self._obey():
-                if self._engine.busy:
-                    self._tell(self._engine.step())
+                # A pass takes as long as many steps: answers would stand still beside long texts.
+                for _ in range(STEPS_A_PASS if self._passes else 1):
+                    if self._engine.busy and self._commands.empty():
+                        self._tell(self._engine.step())
                 self._score()
         except BaseException as error:
             self.failure = error
@@ -138,7 +153,10 @@ class EngineThread:
             if command is None:
                 return False
             if isinstance(command, Request):
-                self._engine.submit(command)
+                try:
+                    self._engine.submit(command)
+                except (InvalidInput, ValueError) as error:  # this request's fault and nobody else's
+                    self._call(self._refuse, self._listeners.get(command.id), error)
             elif isinstance(command, _Batch):
                 self._unscored.append(command)
             else:
@@ -146,18 +164,42 @@ class EngineThread:
         return True
 
     def _score(self) -> None:
-        """One pass. All that have come meanwhile are scored together next: they may share a beginning."""
-        if self._passes is None and not self._unscored:
-            return
+        """One pass. What has come meanwhile is scored together next, as texts may share a beginning: a few of each reader, so that none waits for all of
+        another's."""
+        if self._passes is not None and all(batch.left for batch in self._scoring):
+            self._passes = None
         if self._passes is None:
-            requests = [request for batch in self._unscored if not batch.left for request in batch.requests.values()]
-            self._unscored.clear()
+            self._unscored = [batch for batch in self._unscored if not batch.left and batch.waiting]
+            self._scoring, requests = list(self._unscored), []
+            for batch in self._scoring:
+                some, batch.waiting = batch.waiting[:TEXTS_AT_ONCE], batch.waiting[TEXTS_AT_ONCE:]
+                try:
+                    self._engine.score(some)  # checks them all before its first pass
+                except InvalidInput as error:
+                    batch.waiting = []
+                    self._call(self._refuse, batch, error)
+                else:
+                    requests += some
+            if not requests:
+                return
             self._passes = self._engine.score(requests)
         found = next(self._passes, None)
         if found is None:
             self._passes = None
-        elif found and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._deliver_scores, found)
+        elif found:
+            self._call(self._deliver_scores, found)
+
+    def _refuse(self, reader: _Listener | _Batch | None, error: Exception) -> None:
+        if reader is not None:
+            reader.refusal = error
+            reader.done.set()
+            if isinstance(reader, _Listener):
+                reader.some.set()
+
+    def _call(self, what: Callable[..., None], *args: Any) -> None:
+        """In the event loop."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(what, *args)
 
     def _deliver_scores(self, found: list[Scored]) -> None:
         for scored in found:
@@ -168,8 +210,7 @@ class EngineThread:
                     batch.done.set()
 
     def _tell(self, drawn: list[Token]) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._deliver, drawn)
+        self._call(self._deliver, drawn)
 
     def _deliver(self, drawn: list[Token]) -> None:
         for token in drawn:

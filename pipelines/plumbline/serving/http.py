@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from plumbline.errors import PlumblineError
+from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.rollout.engine import Request as EngineRequest
 from plumbline.rollout.engine import Token
 from plumbline.serving import completions
@@ -38,6 +39,9 @@ from plumbline.serving.openai_schema import (
 )
 from plumbline.serving.text import REPLACEMENT
 
+LONG = 50_000  # characters; more take milliseconds to read
+T = TypeVar("T")
+
 
 def create_app(models: Mapping[str, ChatModel]) -> FastAPI:
     """The web application over loaded models, by name."""
@@ -46,6 +50,7 @@ def create_app(models: Mapping[str, ChatModel]) -> FastAPI:
     def find(name: str) -> ChatModel:
         if name not in models:
             known = ", ".join(f"'{known}'" for known in models)
+            name = name.encode(errors="replace").decode()  # halves of characters
             raise OpenAIError(
                 404, f"The model '{name}' does not exist; served here: {known}.", param="model", code="model_not_found"
             )
@@ -54,7 +59,7 @@ def create_app(models: Mapping[str, ChatModel]) -> FastAPI:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatCompletionRequest) -> Response | ChatCompletion:
         model = find(body.model)
-        requests = model.read(body)
+        requests = await _read(model.read, sum(len(message.content) for message in body.messages), body)
         model.engine.check()
         if body.stream:
             return StreamingResponse(_events(model, requests, body), media_type="text/event-stream")
@@ -63,7 +68,7 @@ def create_app(models: Mapping[str, ChatModel]) -> FastAPI:
     @app.post("/v1/completions", response_model=None)
     async def text_completions(body: CompletionRequest) -> Response:
         model = find(body.model)
-        prompts = completions.read(model, body)
+        prompts = await _read(completions.read, sum(map(completions.size, body.prompt)), model, body)
         model.engine.check()
         if body.stream:
             return StreamingResponse(_text_events(model, body, prompts), media_type="text/event-stream")
@@ -93,7 +98,13 @@ def create_app(models: Mapping[str, ChatModel]) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _error_response)
     app.add_exception_handler(HTTPException, _error_response)
     app.add_exception_handler(PlumblineError, _error_response)
+    app.add_exception_handler(Exception, _error_response)
     return app
+
+
+async def _read(read: Callable[..., T], size: int, *args: Any) -> T:
+    """What `read` makes of a request of so many characters; long ones in a thread, so that streams do not stand still meanwhile."""
+    return await asyncio.to_thread(read, *args) if size > LONG else read(*args)
 
 
 async def _completion(model: ChatModel, requests: list[EngineRequest], body: ChatCompletionRequest) -> ChatCompletion:
@@ -206,4 +217,4 @@ def as_openai_error(error: Exception) -> OpenAIError:
         return OpenAIError(400, f"{field or 'body'}: {first['msg'].removeprefix('Value error, ')}", param=field)
     if isinstance(error, HTTPException):
         return OpenAIError(error.status_code, str(error.detail))
-    return OpenAIError(500, str(error))
+    return OpenAIError(400 if isinstance(error, InvalidInput) else 500, str(error))
