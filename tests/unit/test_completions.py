@@ -16,6 +16,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plumbline.errors import InvalidInput
 from plumbline.evaluation.benchmarks.benchmark import likelihoods
 from plumbline.evaluation.client import Question, Sampling, ask
 from plumbline.evaluation.journal import Journal
@@ -27,7 +28,7 @@ from plumbline.rollout.engine import Sampling as Drawing
 from plumbline.serving.chat import ChatModel, ServedModel
 from plumbline.serving.engine_thread import EngineThread
 from plumbline.serving.http import create_app
-from plumbline.serving.merging import gathered, merged
+from plumbline.serving.merging import AT_ONCE, gathered, merged
 from plumbline.serving.text import TokenNames
 
 TEXT = "Reverse the letters q k d, naïve 😀 friend."
@@ -459,3 +460,79 @@ def test_merged_answers_end_together() -> None:
 
     asyncio.run(run())
     assert sorted(closed) == list("abcdef")
+
+
+@pytest.mark.parametrize("fields", [{"top_p": 1e-300}, {"temperature": 1e-38}, {"temperature": 1e-30, "top_p": 1e-9}])
+def test_values_that_float32_takes_for_0_draw_the_likeliest_and_end_nothing(
+    client: TestClient, fields: dict[str, Any]
+) -> None:
+    greedy = complete(client, max_tokens=6)["choices"][0]["text"]
+    assert complete(client, max_tokens=6, **{"temperature": 1.0, **fields})["choices"][0]["text"] == greedy
+    assert client.get("/healthz").status_code == 200
+
+
+def test_seeds_of_any_sign_give_answers_of_their_own(client: TestClient) -> None:
+    texts = [c["text"] for c in complete(client, max_tokens=12, temperature=1.5, n=3, seed=-1)["choices"]]
+    assert len(set(texts)) == 3
+
+
+def test_names_that_cannot_be_written_and_far_too_long_texts_are_refused(client: TestClient) -> None:
+    unknown = client.post(
+        "/v1/completions", content=b'{"model": "\\ud800", "prompt": "x"}', headers={"content-type": "application/json"}
+    )
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    long = "word " * 200_000
+    for path, field in (
+        ("completions", {"prompt": long}),
+        ("chat/completions", {"messages": [{"role": "user", "content": long}]}),
+    ):
+        refused = client.post(f"/v1/{path}", json={"model": "tiny", **field})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_what_an_engine_refuses_is_one_readers_matter() -> None:
+    model = load_base(ModelReference(TINY))
+    engine = build_engine(model, None, [0], 2, max_length=64)
+    thread = EngineThread(engine, "tiny")
+    unknown = model.get_input_embeddings().weight.shape[0]
+
+    async def run() -> None:
+        async def answer(request: Request) -> int:
+            return sum([len(tokens) async for tokens in thread.tokens(request, stream=False)])
+
+        good = asyncio.create_task(answer(Request("good", (5, 6), Drawing(max_tokens=8))))
+        with pytest.raises(InvalidInput, match="token ids"):
+            await answer(Request("bad", (unknown,), Drawing(max_tokens=8)))
+        scores = asyncio.create_task(thread.scores([Scoring(f"g{i}", (5, 6, 7 + i), 1) for i in range(100)]))
+        with pytest.raises(InvalidInput, match="token ids"):
+            await thread.scores([Scoring("b", (5, unknown), 1)])
+        assert len(await scores) == 100
+        assert 1 <= await good <= 8
+        assert (thread.failure, thread.running) == (None, 0)
+
+    asyncio.run(run())
+    thread.close()
+
+
+def test_no_more_than_some_answers_of_one_request_are_under_way() -> None:
+    most = running = 0
+
+    async def work(number: int) -> int:
+        nonlocal most, running
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return number
+
+    async def pieces(number: int) -> AsyncGenerator[int, None]:
+        for _ in range(2):
+            yield await work(number)
+
+    async def run() -> None:
+        assert await gathered(work(i) for i in range(3 * AT_ONCE)) == list(range(3 * AT_ONCE))
+        told = [one async for one in merged([pieces(i) for i in range(3 * AT_ONCE)])]
+        assert sorted(told) == sorted((i, i) for i in range(3 * AT_ONCE) for _ in range(2))
+
+    asyncio.run(run())
+    assert most <= AT_ONCE

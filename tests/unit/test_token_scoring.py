@@ -249,3 +249,31 @@ def test_the_engine_answers_and_tells_what_else_was_likely() -> None:
         for token in engine.step():
             assert token.likeliest[0] == (token.token, pytest.approx(token.logprob))
             assert len(token.likeliest) == 2
+
+
+@pytest.mark.parametrize("kind", ["slots", "fallback"])
+def test_texts_that_go_on_from_different_earlier_ones_at_the_same_length(kind: str) -> None:
+    model = random_model(LlamaConfig(**SHAPE))
+    engine, rng = make_engine(kind, model), random.Random(3)
+    contexts = [words(rng, 40) for _ in range(4)]
+    for number, context in enumerate(contexts):  # one after another, so that each is kept
+        score(engine, [Scoring(f"c{number}", context, 1)])
+    requests = [Scoring(f"s{i}", context + words(rng, 6), 40) for i, context in enumerate(contexts)]
+    check(score(engine, requests), requests, model)
+
+
+def test_frequencies_that_change_with_the_length_share_nothing() -> None:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [8.0] * 4,
+        "factor": 4.0,
+    }
+    config = LlamaConfig(**SHAPE | {"rope_parameters": rope | {"original_max_position_embeddings": 16}})
+    model, rng = random_model(config), random.Random(5)
+    shared = words(rng, 12)
+    requests = [Scoring(f"s{i}", shared + words(rng, 20), 12) for i in range(4)]
+    engine = make_engine("fallback", model)
+    for _ in range(2):
+        check(score(engine, requests), requests, model)
