@@ -510,7 +510,7 @@ def test_a_model_with_virtual_tokens_is_served(models: dict[str, tuple[TrainEngi
     served = ChatModel.load(ServedModel("prefix", reference, max_tokens=8), slots=2)
     positions = engine.model.base.config.max_position_embeddings
     assert served.max_length == positions - 20
-    request = served.read(
+    (request,) = served.read(
         ChatCompletionRequest.model_validate(
             {"model": "prefix", "messages": [{"role": "user", "content": "2+2?"}], "temperature": 0, "max_tokens": 8}
         )
