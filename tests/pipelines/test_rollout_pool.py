@@ -41,10 +41,21 @@ def two_actors() -> AbstractContextManager[tuple[list[Any], Any]]:
 
 
 @pytest.fixture(scope="module")
-def actors(ray_session: str) -> Iterator[list[Any]]:
-    """Two for all tests, as they outlive a trainer: every pool begins with what the last one has left in them."""
+def living(ray_session: str) -> Iterator[list[Any]]:
     with two_actors() as (found, _):
         yield found
+
+
+@pytest.fixture
+def actors(living: list[Any]) -> list[Any]:
+    """Two for all tests, as they outlive a trainer: every pool begins with what the last one has left in them. One that was killed last is back."""
+    for actor in living:
+        while True:
+            with suppress(ray.exceptions.RayActorError):
+                pid(actor)
+                break
+            time.sleep(0.2)
+    return living
 
 
 @pytest.fixture
