@@ -28,6 +28,7 @@ from plumbline.evaluation.benchmarks import (
 )
 from plumbline.evaluation.benchmarks.benchmark import Item, Score
 from plumbline.evaluation.benchmarks.choices import written_letter
+from support.benchmark_files import check_refusal
 
 
 def task(benchmark: str, uri: Path | str, **more: object) -> TaskSpec:
@@ -568,13 +569,7 @@ TABLE = "question,A,B,C,D,answer\n"
 def test_bad_rows_are_named_with_their_line(
     tmp_path: Path, benchmark: str, name: str, content: str, line: int, expected: str
 ) -> None:
-    path = tmp_path / name
-    path.write_text(content)
-    with pytest.raises(InvalidInput) as caught:
-        BENCHMARKS[benchmark].load(task(benchmark, path))
-    assert str(caught.value).startswith(f"{path}:{line}: ")
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
+    check_refusal(tmp_path / name, benchmark, content, line, expected)
 
 
 @given(

@@ -13,6 +13,7 @@ from plumbline.api.stages.evaluate import JUDGED, TaskSpec
 from plumbline.errors import InvalidInput
 from plumbline.evaluation.benchmarks import BENCHMARKS, QUESTIONS, gsm8k, mmlu, prompt_answer, skills
 from plumbline.evaluation.benchmarks.benchmark import Item
+from support.benchmark_files import check_refusal
 
 
 def item(reference: str) -> Item:
@@ -195,13 +196,7 @@ GOOD = '{"prompt": "p", "answer": "a"}\n'
 def test_bad_files_are_named_with_their_line(
     tmp_path: Path, benchmark: str, name: str, content: str, line: int, expected: str
 ) -> None:
-    path = tmp_path / name
-    path.write_text(content)
-    with pytest.raises(InvalidInput) as caught:
-        BENCHMARKS[benchmark].load(task(benchmark, path))
-    assert str(caught.value).startswith(f"{path}:{line}: ")
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
+    check_refusal(tmp_path / name, benchmark, content, line, expected)
 
 
 def test_undecodable_and_cut_files_are_refused(tmp_path: Path) -> None:

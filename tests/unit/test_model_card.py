@@ -60,17 +60,17 @@ def data_card(**fields: Any) -> dict[str, Any]:
 
 def test_the_head_is_what_a_hub_reads() -> None:
     report = written()
-    text = card(
-        report,
-        base="hf://org/base@abc",
-        revision="abc",
-        licence="apache-2.0",
-        manifests=[
+    facts: dict[str, Any] = {
+        "base": "hf://org/base@abc",
+        "revision": "abc",
+        "licence": "apache-2.0",
+        "manifests": [
             manifest("curate", "Dataset", "d1", {}),
             manifest("sft", "Model", "f-new", {"loss": 0.25, "bad": float("nan")}),
         ],
-        cards={"d1": data_card()},
-    )
+        "cards": {"d1": data_card()},
+    }
+    text = card(report, **facts)
     head = ModelCard(text).data
     assert (head.base_model, head.license, head.library_name) == ("org/base", "apache-2.0", "transformers")
     assert head.datasets == ["org/name"]
@@ -85,17 +85,7 @@ def test_the_head_is_what_a_hub_reads() -> None:
         assert one.metric_args == {**{name: scores[task][name] for name in ("low", "high", "n")}, "confidence": 0.95}
         assert found[task, "strict"].metric_value == pytest.approx(scores[task]["variants"]["strict"]["value"])
     assert (found["sums", "strict"].dataset_type, found["code", "strict"].dataset_type) == ("gsm8k", "humaneval")
-    assert text == card(
-        report,
-        base="hf://org/base@abc",
-        revision="abc",
-        licence="apache-2.0",
-        manifests=[
-            manifest("curate", "Dataset", "d1", {}),
-            manifest("sft", "Model", "f-new", {"loss": 0.25, "bad": float("nan")}),
-        ],
-        cards={"d1": data_card()},
-    )
+    assert text == card(report, **facts)
     unknown = ModelCard(card(report, base="builtin://tiny")).data
     assert (unknown.base_model, unknown.license, unknown.datasets) == (None, None, None)
 

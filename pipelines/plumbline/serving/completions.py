@@ -65,7 +65,7 @@ def read(model: ChatModel, body: CompletionRequest) -> list[Prompt]:
         raise OpenAIError(400, message, param="max_tokens")
     texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
     longest = LONGEST_TOKEN * model.max_length
-    if sum(map(size, body.prompt)) > MOST_TEXTS * longest or any(size(prompt) > longest for prompt in body.prompt):
+    if sum(map(len, body.prompt)) > MOST_TEXTS * longest or any(len(prompt) > longest for prompt in body.prompt):
         message = f"prompt: far longer than this model's maximum context length of {model.max_length} tokens; shorten it"
         raise OpenAIError(400, message, param="prompt", code="context_length_exceeded")
     try:
@@ -75,11 +75,6 @@ def read(model: ChatModel, body: CompletionRequest) -> list[Prompt]:
     room = model.max_length - body.max_tokens if body.max_tokens else model.max_scored
     keep = room if body.truncate_prompt_tokens == -1 else body.truncate_prompt_tokens
     return [_fitted(model, prompt, room, keep, body.max_tokens) for prompt in found]
-
-
-def size(prompt: str | list[int]) -> int:
-    """Characters, or tokens."""
-    return len(prompt)
 
 
 def _of_texts(model: ChatModel, body: CompletionRequest, texts: list[str]) -> list[Prompt]:

@@ -68,7 +68,7 @@ def create_app(models: Mapping[str, ChatModel]) -> FastAPI:
     @app.post("/v1/completions", response_model=None)
     async def text_completions(body: CompletionRequest) -> Response:
         model = find(body.model)
-        prompts = await _read(completions.read, sum(map(completions.size, body.prompt)), model, body)
+        prompts = await _read(completions.read, sum(map(len, body.prompt)), model, body)
         model.engine.check()
         if body.stream:
             return StreamingResponse(_text_events(model, body, prompts), media_type="text/event-stream")

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from plumbline.api.base import ArtifactType
 from plumbline.api.stages.evaluate import JUDGED, EvaluateSpec, TaskSpec
 from plumbline.api.stages.synthesize import SynthesizeSpec
+from plumbline.artifacts import Artifact
 from plumbline.evaluation import judging, report
 from plumbline.evaluation.benchmarks import BENCHMARKS, humaneval
 from plumbline.evaluation.benchmarks.benchmark import Item
@@ -27,7 +29,7 @@ from plumbline.evaluation.judges.qualification import Labelled, read_labelled
 from plumbline.evaluation.judges.self_tests import distrust
 from plumbline.evaluation.judges.styles import STYLES
 from plumbline.evaluation.judging import Judge, Judged, Trust
-from plumbline.evaluation.lineage import Ancestor, ancestors, family
+from plumbline.evaluation.lineage import Ancestor, Member, ancestors, family
 from plumbline.evaluation.metrics.likeness import with_likeness
 from plumbline.evaluation.model_card import card
 from plumbline.evaluation.questions import Questions
@@ -90,7 +92,7 @@ def run(context: StageContext, spec: EvaluateSpec) -> None:
         remarks=[
             *(words for found in questions.values() for words in found.remarks),
             *_cut(samples),
-            *_kinship(context, spec, models),
+            *_kinship(context, spec, next(iter(models.values()))),
         ],
     )
     setting = report.Setting(
@@ -194,6 +196,8 @@ def _judge(
     if labelled is not None and spec.judge.qualification is not None:
         context.report.say("qualifying the judge")
         qualification = judging.qualified(labelled, spec.judge.qualification.min_accuracy, judge)
+    unqualified = qualification.reason if qualification is not None and not qualification.qualified else None
+    biased = _learned_from(context)
     judged: dict[str, Judged] = {}
     tests, reasons = {}, {}
     for task in spec.tasks:
@@ -205,11 +209,11 @@ def _judge(
         else:
             judged[task.name] = judging.grade(task, found.items, texts, judge)
         gated = any(gate.task == task.name for gate in spec.gates)
-        problems = [qualification.reason] if qualification is not None and not qualification.qualified else []
+        moved = None
         if gated and spec.judge.self_tests:
             tests[task.name] = judging.tests_of(task, found.items, texts, judged[task.name], judge)
-            problems += filter(None, [distrust(tests[task.name])])
-        problems += filter(None, [judging.tripped(found.items, texts[candidate]), _learned_from(context)])
+            moved = distrust(tests[task.name])
+        problems = [why for why in (unqualified, moved, judging.tripped(found.items, texts[candidate]), biased) if why]
         if problems:
             reasons[task.name] = "; ".join(problems)
     return judged, Trust(qualification, tests, reasons)
@@ -224,7 +228,7 @@ def _texts(replies: Replies) -> dict[str, dict[str, tuple[str, ...]]]:
 def _learned_from(context: StageContext) -> str | None:
     """Whether the candidate was tuned to please the reward model that judges it."""
     graded = context.input("rewardModel")
-    if graded is None or all(one.fingerprint != graded.fingerprint for one in _lineage(context)):
+    if graded is None or graded.fingerprint not in {one.fingerprint for one in _family(context, context.input("model"))}:
         return None
     return f"the candidate learned from reward model '{graded.manifest['stage']}', which judges it; let another judge"
 
@@ -238,14 +242,13 @@ def _cut(samples: Sequence[Sample]) -> list[str]:
     ]
 
 
-def _kinship(context: StageContext, spec: EvaluateSpec, models: Mapping[str, Evaluated]) -> list[str]:
+def _kinship(context: StageContext, spec: EvaluateSpec, candidate: Evaluated) -> list[str]:
     """Whether the judge may favour the candidate as its own."""
     if spec.judge is None or spec.judge.style == "rewardModel":
         return []
     own = own_judge(context)
     judge = Origin(spec.judge.model or "") if own is None else _origin(context, own)
-    candidate = next(iter(models.values()))
-    made_of = {ancestor.fingerprint for ancestor in _lineage(context)}
+    made_of = {one.fingerprint for one in _family(context, candidate.artifact)}
     teachers = [
         Origin(node.spec.teacher.model)
         for node in context.plan.graph.nodes
@@ -258,8 +261,13 @@ def _kinship(context: StageContext, spec: EvaluateSpec, models: Mapping[str, Eva
 
 
 def _origin(context: StageContext, model: Evaluated) -> Origin:
-    made_of = ancestors(model.artifact, context.plan.workspace) if model.artifact else []
-    return Origin(model.name, {one.fingerprint for one in made_of if one.type == "Model"}, {model.reference.base})
+    made_of = {one.fingerprint for one in _family(context, model.artifact) if one.type == ArtifactType.MODEL}
+    return Origin(model.name, made_of, {model.reference.base})
+
+
+def _family(context: StageContext, model: Artifact | None) -> list[Member]:
+    """A model and all it was made from; nothing for the bare base. Without curves, which `_lineage` reads."""
+    return family([model], context.plan.workspace) if model else []
 
 
 def _lineage(context: StageContext) -> list[Ancestor]:
@@ -274,10 +282,7 @@ def _exposures(context: StageContext, spec: EvaluateSpec) -> dict[str, Exposure]
 
 def _card(context: StageContext, candidate: Evaluated, values: Mapping[str, Any]) -> str:
     """The model's card, from the report and what its family left behind."""
-    known = (
-        [member.artifact for member in family([candidate.artifact], context.plan.workspace)] if candidate.artifact else []
-    )
-    artifacts = [artifact for artifact in known if artifact is not None]
+    artifacts = [one.artifact for one in _family(context, candidate.artifact) if one.artifact is not None]
     cards = {}
     for artifact in artifacts:
         if DATA_CARD in artifact.manifest["files"]:
