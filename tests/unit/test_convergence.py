@@ -1,4 +1,4 @@
-"""Every algorithm of `rlhf` learns. `benchmarks/reinforcement.py` has three seeds and the time that it takes."""
+"""Every algorithm of `rlhf` learns, from three seeds. `benchmarks/reinforcement.py` has the time that it takes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from support.reinforce import RISE, WINDOW, reinforce, spec_of
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))
-def test_sampled_reward_rises(algorithm: str, tmp_path: Path) -> None:
+def test_sampled_reward_rises(algorithm: str, seed: int, tmp_path: Path) -> None:
     """By 0.3 within a hundred steps."""
     rewards: list[float] = []
 
@@ -27,4 +28,4 @@ def test_sampled_reward_rises(algorithm: str, tmp_path: Path) -> None:
             raise Reached
 
     with pytest.raises(Reached):
-        reinforce(spec_of(algorithm), tmp_path, report=report)
+        reinforce(spec_of(algorithm, seed), tmp_path, report=report)
