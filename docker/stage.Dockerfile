@@ -16,7 +16,7 @@ RUN pip install --upgrade "pip==26.3" && \
 COPY pyproject.toml README.md LICENSE ./
 COPY pipelines pipelines
 COPY operator operator
-RUN pip install --constraint constraints.txt --extra-index-url "$TORCH_INDEX" ".[s3,qlora,mlflow,tensorboard,wandb]"
+RUN pip install --constraint constraints.txt --extra-index-url "$TORCH_INDEX" ".[s3,qlora,mlflow,tensorboard,wandb,harness]"
 
 RUN useradd --uid 1000 --create-home plumbline
 ENV HOME=/home/plumbline PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

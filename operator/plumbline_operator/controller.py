@@ -250,7 +250,7 @@ class Controller:
         troubles = self._troubles.setdefault(run.meta.uid, {})
         for settled in troubles.keys() - launches.keys():
             del troubles[settled]
-        changed = False
+        changed = not launches and await self._children.make(run.meta, spec, Access())
         for where, desired in launches.items():
             trouble = troubles.get(where)
             if trouble is not None and (wait := trouble.again - time.monotonic()) > 0:

@@ -75,7 +75,7 @@ def advance(draft: Draft, node: Node, stage: StageStatus, may_start: bool) -> St
             return stage.model_copy(update={"message": "its RayService is gone; it comes back once the run is planned"})
         if service.meta.annotations.get(SHAPE) != shape and may_start:
             return _deploy(draft, stage, service, shape)
-        words = None if serves(service) else _words(service) or "no replica is ready"
+        words = _release(draft, stage) if serves(service) else _words(service) or "no replica is ready"
         return stage.model_copy(update={"message": words})
     if attempts.current(stage):
         return _attend(draft, stage, service, shape, may_start)
@@ -87,6 +87,12 @@ def advance(draft: Draft, node: Node, stage: StageStatus, may_start: bool) -> St
     if service is not None and service.meta.deleted is not None:
         return stage.model_copy(update={"reason": Reason.EARLIER_ATTEMPT_ENDING, "message": "its RayService is ending"})
     return _deploy(draft, stage, service, shape)
+
+
+def _release(draft: Draft, stage: StageStatus) -> str | None:
+    """What the application says of its release: it knows which versions it serves."""
+    report = draft.observed.state.stages.get(stage.name) if draft.observed.state else None
+    return report.message or None if report is not None and report.fingerprint == stage.fingerprint else None
 
 
 def suspend(draft: Draft, stage: StageStatus) -> StageStatus:
@@ -237,7 +243,8 @@ def _shape(draft: Draft, node: Node) -> str:
     spec = draft.spec
     stage = next(stage for stage in spec.stages if stage.name == node.name)
     parts = [
-        node.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+        # The rules of a release are for the next model; they change nothing of what runs.
+        node.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"release"}),
         *(
             cluster.model_dump(mode="json", by_alias=True, exclude_defaults=True) if cluster else None
             for cluster in (spec.cluster, stage.cluster)

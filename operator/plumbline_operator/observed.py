@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from plumbline.api import labels
-from plumbline.api.report import PlanReport, StageReport, plan_key, stage_key
+from plumbline.api.report import PlanReport, Rollback, StageReport, plan_key, rollback_key, stage_key
 from plumbline.api.run import KIND
 from plumbline.api.status import RunStatus
 
@@ -181,6 +181,7 @@ class StateView:
     meta: Meta
     plans: dict[int, PlanReport]
     stages: dict[str, StageReport]
+    rollbacks: dict[str, Rollback]
     keys: frozenset[str]
     rubbish: tuple[str, ...]
 
@@ -360,6 +361,7 @@ def _state(value: Object) -> StateView:
     data = value.get("data") or {}
     plans: dict[int, PlanReport] = {}
     stages: dict[str, StageReport] = {}
+    rollbacks: dict[str, Rollback] = {}
     rubbish = []
     for key, text in data.items():
         kind, _, rest = key.removesuffix(".json").partition("-")
@@ -373,10 +375,15 @@ def _state(value: Object) -> StateView:
             if stage is not None:
                 stages[rest] = stage
                 continue
+        elif kind == "rollback" and key == rollback_key(rest):
+            rollback = _read_json(Rollback, text)
+            if rollback is not None:
+                rollbacks[rest] = rollback
+                continue
         elif kind == "run" and rest.isdecimal():
             continue
         rubbish.append(key)
-    return StateView(_meta(value), plans, stages, frozenset(data), tuple(sorted(rubbish)))
+    return StateView(_meta(value), plans, stages, rollbacks, frozenset(data), tuple(sorted(rubbish)))
 
 
 _PROJECTIONS: dict[str, Callable[[Object], View]] = {
@@ -421,6 +428,11 @@ def _conditions(value: Object) -> dict[str, Condition]:
 
 def _true(conditions: dict[str, Condition], name: str) -> bool:
     return name in conditions and conditions[name].status == "True"
+
+
+def asked_rollback(run: Meta, stage: str) -> Rollback | None:
+    """What an annotation of the run asks of a stage's release."""
+    return _read_json(Rollback, run.annotations.get(f"{labels.ROLLBACK}{stage}"))
 
 
 def _int(value: object) -> int:

@@ -23,7 +23,7 @@ from plumbline_operator import attempts, endpoints, names, planning
 from plumbline_operator.desired import Access
 from plumbline_operator.diagnosis import Cause
 from plumbline_operator.draft import Draft, Outcome
-from plumbline_operator.observed import HEALTHY, Observed, unix
+from plumbline_operator.observed import HEALTHY, Observed, asked_rollback, unix
 from plumbline_operator.settings import Patience
 from plumbline_operator.status import Conditions, Reason, condition, finished, holds, phase, timestamp
 from plumbline_operator.summary import summarise
@@ -54,7 +54,7 @@ def reconcile(observed: Observed, patience: Patience, now: float) -> Outcome:
     old = _reopened(run.status, draft)
     status = _advance(draft, old)
     delete_run = _expired(draft, status)
-    if draft.create:
+    if draft.create or _asks(draft):
         draft.create.insert(0, Access())
     wake = max(0.0, draft.wake - now) if draft.wake < float("inf") else None
     return Outcome(status, tuple(draft.create), tuple(draft.delete), _prunable(draft, status), delete_run, wake)
@@ -324,6 +324,13 @@ def _expired(draft: Draft, status: RunStatus) -> bool:
         draft.look_again(ended + limit)
         return False
     return True
+
+
+def _asks(draft: Draft) -> bool:
+    """Whether somebody asks something of a release that its programs cannot read yet."""
+    told = draft.observed.state.rollbacks if draft.observed.state is not None else {}
+    asked = {node.name: asked_rollback(draft.observed.run.meta, node.name) for node in draft.graph.nodes}
+    return draft.observed.state is not None and any(one and told.get(name) != one for name, one in asked.items())
 
 
 def _prunable(draft: Draft, status: RunStatus) -> tuple[str, ...]:

@@ -34,7 +34,8 @@ class References:
             yield "PersistentVolumeClaim", workspace[0]
         if spec.queue_name is not None:
             yield "LocalQueue", spec.queue_name
-        of_stages = (name for stage in spec.stages for name, _ in stage.spec.secrets().values())
+        specs = [stage.spec for stage in spec.stages]
+        of_stages = (name for one in specs for name, _ in [*one.secrets().values(), *one.secret_files().values()])
         for secret in dict.fromkeys((spec.workspace.credentials_secret, spec.model.token_secret, *of_stages)):
             if secret is not None and secret in self._settings.readable_secrets:
                 yield "Secret", secret

@@ -11,9 +11,12 @@ import traceback
 from pathlib import Path
 
 from plumbline.agreement_command import add_agreement
+from plumbline.chat_command import add_chat
+from plumbline.keys_command import add_keys
 from plumbline.kubectl.commands import add_cluster_options, add_commands
 from plumbline.people_command import add_people
 from plumbline.rate_command import add_rate
+from plumbline.rollback_command import add_rollback
 from plumbline.score_command import add_score
 
 EPILOG = "Exit codes: 0 done, 1 failed (try again), 2 wrong input, 3 gate not passed, 130 interrupted."
@@ -82,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     add_score(commands, EPILOG)
     add_rate(commands, EPILOG)
     add_people(commands, EPILOG)
+    add_chat(commands, EPILOG)
+    add_keys(commands, EPILOG)
+    add_rollback(commands, EPILOG)
     add_commands(commands, EPILOG)
     return parser
 
@@ -133,14 +139,14 @@ def _run(options: argparse.Namespace) -> int:
         except GateNotPassed as error:
             held_back = error  # the results are worth showing all the same
     where = f" --workspace {shlex.quote(options.workspace)}" if options.workspace else ""
-    _summary(plan, options.json, f"plumbline stop {shlex.quote(str(options.file))}{where}")
+    _summary(plan, options.json, f"{shlex.quote(str(options.file))}{where}")
     if held_back is not None:
         raise held_back
     return 0
 
 
-def _summary(plan, as_json: bool, stop_command: str) -> None:  # type: ignore[no-untyped-def]
-    """The results at the end: scores with intervals, report, endpoint."""
+def _summary(plan, as_json: bool, file: str) -> None:  # type: ignore[no-untyped-def]
+    """The results at the end: scores with intervals, report, endpoint. `file` names the run to further commands."""
     from plumbline.evaluation.summary import summarise
     from plumbline.local_endpoint import read_record, record_path
     from plumbline.runner import report_copy, run_folder
@@ -177,8 +183,10 @@ def _summary(plan, as_json: bool, stop_command: str) -> None:  # type: ignore[no
     for record in endpoints:
         age = "" if record["current"] else " (the model of an earlier run)"
         console.print(
-            f"\nserving '{record['model']}'{age} at {record['url']}  (OpenAI API; stop with `{stop_command}`)",
+            f"\nserving '{record['model']}'{age} at {record['url']}  (OpenAI API; stop with `plumbline stop {file}`)\n"
+            f"  talk to it at {record['url'].removesuffix('v1')} in a browser, or with `plumbline chat {file}`",
             markup=False,
+            highlight=False,
             soft_wrap=True,
         )
         sample = record["sample"]
@@ -213,19 +221,13 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
-    from plumbline.artifacts import Workspace
-    from plumbline.graph import Graph
     from plumbline.local_endpoint import stop
-    from plumbline.plan import Plan
     from plumbline.run_file import load_run
-    from plumbline.runner import run_folder
+    from plumbline.runner import endpoint_records
 
     run = load_run(options.file, options.set)
-    # Nothing is resolved: what serves must be stoppable after its data has gone, or its stage from the file.
-    plan = Plan(run, Graph(()), {}, {}, Workspace(options.workspace or run.spec.workspace.uri).uri)
-    records = sorted(run_folder(plan).glob("endpoint-*.json"))
-    stopped = [path.stem.removeprefix("endpoint-") for path in records if stop(path)]
-    print("\n".join(f"{stage}: stopped" for stage in stopped) or f"{plan.name}: nothing was serving")
+    stopped = [stage for stage, path in endpoint_records(run, options.workspace).items() if stop(path)]
+    print("\n".join(f"{stage}: stopped" for stage in stopped) or f"{run.metadata.name}: nothing was serving")
     return 0
 
 

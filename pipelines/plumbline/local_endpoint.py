@@ -7,17 +7,24 @@ import os
 import signal
 import time
 import urllib.request
+import uuid
 from pathlib import Path
 from typing import Any
 
+from plumbline.errors import PlumblineError
 from plumbline.plan import Plan
+from plumbline.serving.release.record import Records
 
 PROGRAM = "plumbline.serving.endpoint"
 GRACE = 20.0  # seconds that an endpoint has to end after it was asked to
 POLL = 0.1
 
+REPLACEABLE = ("modelName", "maxTokens", "ungated", "release")
+"""Fields of the stage's block that an endpoint takes over while it serves."""
+
 Record = dict[str, Any]
-"""url, pid, model, fingerprint (of the stage), modelFingerprint, serve (the stage's block), sample."""
+"""url, pid, model, fingerprint (of the stage), serve (the stage's block), sample, update (id of the last request to take another
+model, and why it could not)."""
 
 
 def record_path(folder: Path, stage: str) -> Path:
@@ -36,19 +43,59 @@ def read_record(path: Path) -> Record | None:
 
 
 def serves(record: Record, plan: Plan, stage: str) -> bool:
-    """Whether it serves what the plan wants, in the way it wants it, and answers."""
+    """Whether it serves what the plan wants, or is releasing it, in the way it wants it, and answers."""
     wanted = plan.graph[stage].spec.model_dump(mode="json", by_alias=True)
-    return record["fingerprint"] == plan.fingerprints[stage] and record["serve"] == wanted and answers(record)
+    fingerprint = plan.fingerprints[stage]
+    if record["fingerprint"] != fingerprint or record["serve"] != wanted or not answers(record):
+        return False
+    release = Records(plan.workspace_uri, plan.name, stage).read()
+    return release is None or fingerprint not in release.refused
+
+
+def can_take(record: Record, plan: Plan, stage: str) -> bool:
+    """Whether it can go over to what the plan wants without an interruption: nothing else than the model has changed."""
+    wanted = plan.graph[stage].spec.model_dump(mode="json", by_alias=True)
+    before = record["serve"]
+    return (
+        "update" in record
+        and answers(record)
+        and all(wanted.get(name) == before.get(name) for name in wanted.keys() | before.keys() if name not in REPLACEABLE)
+    )
+
+
+def update(path: Path) -> Record:
+    """Have the endpoint of a record read its RUN.json again; returns its new record, when the model there is loaded.
+
+    Raises:
+        PlumblineError: it serves on what it served, and why.
+    """
+    record = read_record(path)
+    request = uuid.uuid4().hex
+    if record is not None:
+        request_path(path).write_text(request)
+        os.kill(record["pid"], signal.SIGHUP)
+    while record is not None and record["update"]["id"] != request:
+        time.sleep(POLL)
+        record = read_record(path)
+    if record is None:
+        raise PlumblineError("the endpoint ended while it was to take the new model; run again to start it")
+    if record["update"]["error"]:
+        raise PlumblineError(record["update"]["error"])
+    return record
+
+
+def request_path(path: Path) -> Path:
+    """Where an endpoint with this record finds the id of the last request to it."""
+    return path.with_suffix(".request")
 
 
 def answers(record: Record) -> bool:
-    """Whether `/healthz` says that the model is up."""
+    """Whether `/healthz` says that the model is up, in whatever version."""
     try:
         with open_local(record["url"].removesuffix("/v1") + "/healthz", timeout=5) as answer:
-            models = {model["name"]: model.get("fingerprint") for model in json.load(answer)["models"]}
+            return record["model"] in {model["name"] for model in json.load(answer)["models"]}
     except (OSError, ValueError, KeyError):
         return False
-    return models.get(record["model"], "") == record["modelFingerprint"]
 
 
 def stop(path: Path) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
+import shutil
 import socket
+import sys
+import tempfile
 from typing import Any
 
-from plumbline.api.ray_settings import SETTINGS
+from plumbline.api.ray_settings import FAST_PROXY, SETTINGS
 from plumbline.errors import InvalidInput, PlumblineError, one_line
 
 
@@ -28,12 +32,20 @@ def _host_is_loopback() -> bool:
         return True
 
 
-def start_local(cpus: int) -> str:
+def start_local(cpus: int, *, fast_proxy: bool = False) -> str:
     """Start a Ray of our own on this machine, with a token of its own; returns its address for `RAY_ADDRESS`.
 
     It ends with this process, however that ends.
+
+    Args:
+        cpus: as Ray counts them.
+        fast_proxy: serve by way of HAProxy. To be said before Ray Serve is imported. Its statistics can be seen from other machines.
     """
     apply_settings()
+    if fast_proxy:
+        assert "ray.serve" not in sys.modules, "Ray Serve has read its settings already"
+        for name, value in _fast_proxy().items():
+            os.environ.setdefault(name, value)
     # A token of our own: otherwise it depends on files that other Ray versions left in the home folder. The mode is for
     # ray.init to set: it then re-reads its configuration, which `import ray` has read if that came before us.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -45,6 +57,28 @@ def start_local(cpus: int) -> str:
     address = str(context.address_info["gcs_address"])
     os.environ |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}  # for the stage programs
     return address
+
+
+def _fast_proxy() -> dict[str, str]:
+    """Settings of an HAProxy whose files and ports are no other's on this machine."""
+    # A socket's path has at most 97 letters, of which Ray takes 57 for the node: names are short, and TMPDIR may be too long.
+    folder = tempfile.mkdtemp(prefix="plumbline-", dir="/tmp")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    files = {
+        "CONFIG_FILE_LOC": "haproxy.cfg",
+        "SOCKET_PATH": "admin",
+        "METRICS_SOCKET_PATH": "metrics",
+        "SERVER_STATE_BASE": "states",
+        "SERVER_STATE_FILE": "state",
+    }
+    with socket.socket() as one, socket.socket() as other:
+        for probe in (one, other):
+            probe.bind(("", 0))
+        ports = {"METRICS_PORT": one.getsockname()[1], "STATS_PORT": other.getsockname()[1]}
+    own = {f"RAY_SERVE_HAPROXY_{name}": f"{folder}/{file}" for name, file in files.items()}
+    own |= {f"RAY_SERVE_HAPROXY_{name}": str(port) for name, port in ports.items()}
+    # Nobody else has to learn that a replica goes.
+    return {**FAST_PROXY, **own, "RAY_SERVE_HAPROXY_NBTHREAD": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
 
 
 def connect() -> None:

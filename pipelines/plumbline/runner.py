@@ -16,13 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from plumbline.artifacts import Artifact, cache_folder
+from plumbline.api.run import AlignmentRun
+from plumbline.artifacts import Artifact, Workspace, cache_folder
 from plumbline.display import Display
 from plumbline.errors import EXIT_INVALID, GateNotPassed, InvalidInput, PlumblineError
-from plumbline.graph import Node
-from plumbline.local_endpoint import PROGRAM, read_record, record_path, serves, stop
+from plumbline.graph import Graph, Node
+from plumbline.local_endpoint import PROGRAM, can_take, read_record, record_path, serves, stop, update
+from plumbline.local_endpoint import Record as EndpointRecord
 from plumbline.plan import Plan, check_libraries
 from plumbline.progress import Event, FileTail
+from plumbline.serving.release.record import Records
 
 POLL = 0.1  # seconds between two looks at a running stage
 GRACE = 10.0  # seconds that a stage has to end after it was asked to
@@ -157,7 +160,10 @@ class Runner:
         path = record_path(self.folder, node.name)
         record = read_record(path)
         if record is not None and is_done(self.plan, node):
-            self.display.cached(node.name, f"serving at {record['url']}")
+            self.display.cached(node.name, self._words(node, record))
+            return
+        if record is not None and can_take(record, self.plan, node.name):
+            self._update(node, path)
             return
         self._stop_ray()  # an endpoint outlives us, so it has a Ray of its own, unless there is a cluster
         stop(path)
@@ -177,8 +183,30 @@ class Runner:
         except BaseException:
             _end(process)
             raise
+        self._served(node, record, began)
+
+    def _update(self, node: Node, path: Path) -> None:
+        """The endpoint that serves goes over to the new model, without an interruption."""
+        self.display.started(node.name)
+        began = time.monotonic()
+        try:
+            record = update(path)
+        except PlumblineError as error:
+            self.display.failed(node.name, str(error))
+            raise PlumblineError(f"stage '{node.name}': {error}\n(full log: {self._log(node.name)})") from error
+        self._served(node, record, began)
+
+    def _served(self, node: Node, record: EndpointRecord, began: float) -> None:
+        if (error := record["update"]["error"]) is not None:
+            self.display.failed(node.name, error)
+            raise PlumblineError(f"stage '{node.name}': {error}")
         self.display.finished(node.name, time.monotonic() - began, {})
-        self.display.event(Event(node.name, f"serving at {record['url']}"))
+        self.display.event(Event(node.name, self._words(node, record)))
+
+    def _words(self, node: Node, record: EndpointRecord) -> str:
+        release = Records(self.plan.workspace_uri, self.plan.name, node.name).read()
+        state = f" ({release.words()})" if release is not None and release.releasing else ""
+        return f"serving at {record['url']}{state}"
 
     def _start_ray(self) -> None:
         if self._embedded:
@@ -228,6 +256,15 @@ def run_folder(plan: Plan) -> Path:
     if workspace.is_local:
         return Path(workspace.path("runs", plan.name))
     return cache_folder("runs", hashlib.sha256(plan.workspace_uri.encode()).hexdigest()[:16], plan.name)
+
+
+def endpoint_records(run: AlignmentRun, workspace: str | None = None) -> dict[str, Path]:
+    """The record of every endpoint that a run has left here, by stage; the process behind it may be gone (`read_record`).
+
+    Nothing is resolved: what serves must be found after its data has gone, or its stage from the file.
+    """
+    plan = Plan(run, Graph(()), {}, {}, Workspace(workspace or run.spec.workspace.uri).uri)
+    return {path.stem.removeprefix("endpoint-"): path for path in sorted(run_folder(plan).glob("endpoint-*.json"))}
 
 
 def report_copy(plan: Plan, report: Artifact) -> Path:

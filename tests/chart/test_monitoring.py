@@ -7,20 +7,27 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 
+from plumbline.api.labels import RUN, STAGE
 from plumbline.api.status import Phase
 from plumbline_operator.status import Reason
 from support.chart import CHART, Object, one, render
 
-ENABLED: Object = {"metrics": {name: {"enabled": True} for name in ("serviceMonitor", "prometheusRule", "dashboard")}}
-NAME = re.compile(r"\b(?:plumbline|process)_[a-z_]+")
-SELECTOR = re.compile(r"((?:plumbline|process)_[a-z_]+)\{([^}]*)\}")
+ENABLED: Object = {
+    "metrics": {name: {"enabled": True} for name in ("serviceMonitor", "podMonitor", "prometheusRule", "dashboard")}
+}
+NAME = re.compile(r"\b(?:ray_)?(?:plumbline|process)_[a-z_]+")
+SELECTOR = re.compile(r"((?:ray_)?(?:plumbline|process)_[a-z_]+)\{([^}]*)\}")
 TARGET_LABELS = {"job", "instance", "pod", "namespace", "container", "endpoint", "service", "le"}
+POD_LABELS = {"run", "stage"}  # by the PodMonitor
+REPLICA_LABELS = {"application", "deployment", "replica"}  # by Ray Serve
+DASHBOARDS = {"plumbline.json": "dashboard.json", "plumbline-serving.json": "serving.json"}
 
 
 def known() -> dict[str, set[str]]:
-    """Names of the operator's series, and the labels of each."""
+    """Names of the series of operator and replicas, and the labels of each."""
     from plumbline_operator import metrics
 
     registry = next(value for value in vars(metrics).values() if isinstance(value, CollectorRegistry))
@@ -29,7 +36,17 @@ def known() -> dict[str, set[str]]:
         labels = set(getattr(collector, "_labelnames", ()))
         for name in registry._collector_to_names[collector]:
             found[name] = labels
-    return found
+    return found | served()
+
+
+def served() -> dict[str, set[str]]:
+    """The same of replicas, as Ray exports them."""
+    from plumbline.serving.prometheus import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
+
+    names = {f"{name}_total": labels for name, (_, labels) in COUNTERS.items()}
+    names |= {f"{name}_bucket": labels for name, (_, _, labels) in HISTOGRAMS.items()}
+    names |= {name: labels for name, (_, labels) in GAUGES.items()}
+    return {f"ray_{PREFIX}{name}": {*labels, *REPLICA_LABELS, *POD_LABELS} for name, labels in names.items()}
 
 
 def alerts() -> list[Object]:
@@ -37,8 +54,8 @@ def alerts() -> list[Object]:
     return [rule for group in groups for rule in group["rules"]]
 
 
-def dashboard() -> Object:
-    value: Object = json.loads((CHART / "files" / "dashboard.json").read_text())
+def dashboard(file: str = "dashboard.json") -> Object:
+    value: Object = json.loads((CHART / "files" / file).read_text())
     return value
 
 
@@ -91,6 +108,9 @@ def test_what_the_issue_asks_for_is_watched() -> None:
         "PlumblineReconcileErrors",
         "PlumblineQueueGrowing",
         "PlumblineMissedEvents",
+        "PlumblineServingErrors",
+        "PlumblineServingOverloaded",
+        "PlumblineServingSlow",
     }
 
 
@@ -110,14 +130,16 @@ def test_alerts_look_at_the_job_that_the_service_monitor_makes() -> None:
     service = one(objects, "Service")["metadata"]["name"]
     for group in one(objects, "PrometheusRule")["spec"]["groups"]:
         for rule in group["rules"]:
-            assert set(re.findall(r'job="([^"]*)"', rule["expr"])) == {service}
+            replicas = "ray_" in rule["expr"]  # those are scraped by Pod
+            assert set(re.findall(r'job="([^"]*)"', rule["expr"])) == (set() if replicas else {service})
 
 
-def test_dashboard_is_whole_and_uses_metrics_that_exist() -> None:
-    value = dashboard()
-    assert value["uid"] == "plumbline"
+@pytest.mark.parametrize(("name", "file"), DASHBOARDS.items())
+def test_dashboard_is_whole_and_uses_metrics_that_exist(name: str, file: str) -> None:
+    value = dashboard(file)
+    assert f"{value['uid']}.json" == name
     found = list(queries(value))
-    assert len(found) > 20
+    assert len(found) > 15
     for expression in found:
         check(expression)
     panels = value["panels"]
@@ -132,9 +154,12 @@ def test_dashboard_is_whole_and_uses_metrics_that_exist() -> None:
     assert all(x < 24 for x, _ in cells)
 
 
-def test_dashboard_takes_its_data_source_from_a_variable() -> None:
-    value = dashboard()
-    assert {variable["name"] for variable in value["templating"]["list"]} == {"datasource", "job", "namespace"}
+@pytest.mark.parametrize(
+    ("file", "chosen"), [("dashboard.json", {"job", "namespace"}), ("serving.json", {"namespace", "run", "model"})]
+)
+def test_dashboard_takes_its_data_source_from_a_variable(file: str, chosen: set[str]) -> None:
+    value = dashboard(file)
+    assert {variable["name"] for variable in value["templating"]["list"]} == {"datasource", *chosen}
     for panel in value["panels"]:
         assert panel["type"] == "row" or panel["datasource"]["uid"] == "${datasource}"
 
@@ -142,7 +167,27 @@ def test_dashboard_takes_its_data_source_from_a_variable() -> None:
 def test_the_config_map_holds_the_dashboard() -> None:
     found = one(render(ENABLED), "ConfigMap", "plumbline-dashboard")
     assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert json.loads(found["data"]["plumbline.json"]) == dashboard()
+    assert {name: json.loads(text) for name, text in found["data"].items()} == {
+        name: dashboard(file) for name, file in DASHBOARDS.items()
+    }
+
+
+def test_every_metric_of_replicas_is_on_their_dashboard() -> None:
+    assert {name for query in queries(dashboard("serving.json")) for name in NAME.findall(query)} == served().keys()
+
+
+def test_pods_of_runs_are_watched_by_the_labels_that_the_dashboard_chooses_from() -> None:
+    assert not [value for value in render() if value["kind"] == "PodMonitor"]
+    spec = one(render(ENABLED), "PodMonitor")["spec"]
+    assert spec["namespaceSelector"] == {"any": True}
+    assert spec["selector"]["matchExpressions"] == [{"key": RUN, "operator": "Exists"}]
+    (endpoint,) = spec["podMetricsEndpoints"]
+    assert endpoint["port"] == "metrics"
+    meta = {
+        label: "__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", key) for label, key in (("run", RUN), ("stage", STAGE))
+    }
+    assert {one["targetLabel"]: one["sourceLabels"][0] for one in endpoint["relabelings"]} == meta
+    assert meta.keys() == POD_LABELS
 
 
 def test_the_operations_page_speaks_of_what_there_is() -> None:

@@ -65,6 +65,12 @@ GOOD = {
         "- {name: rl, rlhf: {staleness: 2, rewards: [{type: judge, url: 'http://j/v1', model: m, keySecret: k}, {type: http, url: 'http://r'}]}}\n",
     ),
     "evaluate the base": stages(CHECK),
+    "evaluate by the harness": evaluate(
+        "tasks: [{name: h, benchmark: lmEvaluationHarness, harnessTask: mmlu, harnessMetric: acc, shots: 5}]"
+    ),
+    "several programs a problem": evaluate(
+        "tasks: [{name: h, benchmark: humaneval, uri: h.jsonl, samples: 10, k: [1, 10], temperature: 0.8}]"
+    ),
     "serve the base ungated": stages("- {name: live, serve: {ungated: true, port: 8080}}\n"),
     "serve gated": stages(DATA, SFT, CHECK, SERVE),
     "branches": stages(
@@ -197,6 +203,8 @@ BAD = {
     ),
     "no sources": stages("- {name: data, curate: {sources: []}}\n"),
     "benchmark without its data": evaluate("tasks: [{name: g, benchmark: gsm8k}]"),
+    "harness without a task": evaluate("tasks: [{name: h, benchmark: lmEvaluationHarness}]"),
+    "harness task of another benchmark": evaluate("tasks: [{name: h, benchmark: skills, harnessTask: mmlu}]"),
     "task twice": evaluate(f"tasks: [{SKILLS}, {SKILLS}]"),
     "gate on no task": evaluate(f"tasks: [{SKILLS}], gates: [{{task: other, threshold: 0.5}}]"),
     "gate without measure": evaluate(f"tasks: [{SKILLS}], gates: [{{task: skills}}]"),

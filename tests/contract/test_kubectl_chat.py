@@ -87,12 +87,13 @@ def test_an_endpoint_inside_the_cluster_is_reached_by_port_forward(
     arguments = tmp_path / "arguments"
     fake_kubectl(
         tmp_path,
-        f"open({str(arguments)!r}, 'w').write(' '.join([*sys.argv[1:], str(os.getpid())]))\n"
+        f"open({str(arguments)!r}, 'w').write(' '.join([*sys.argv[1:], str(os.getpid()), str(os.getpgrp())]))\n"
         f"print('Forwarding from 127.0.0.1:{endpoint} -> 8000', flush=True)\ntime.sleep(600)\n",
     )
     monkeypatch.setenv("PATH", str(tmp_path))
     assert command("chat", cluster.name, "--context", "test", "--message", "hello")[:2] == (0, "you said: hello\n")
-    *given, pid = arguments.read_text().split()
+    *given, pid, group = arguments.read_text().split()
+    assert pid == group, "Ctrl-C, which ends an answer, does not reach it"
     assert given == [
         "port-forward",
         "--namespace=team",

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pytest
 
 from plumbline.api import labels
-from plumbline.api.report import Failure, StageReport
+from plumbline.api.report import Failure, Rollback, StageReport
 from plumbline.errors import PlumblineError
 from plumbline.kubectl import cluster as kubectl_cluster
 from plumbline.kubectl import status as pages
@@ -195,6 +195,21 @@ def test_retry_marks_the_attempt_and_only_that_of_a_failed_stage(cluster: Observ
     blocked = {"name": "check", "phase": "Blocked", "message": "'sft' failed"}
     cluster.status({"stages": stages(DATA, failed, blocked)})
     assert "is Blocked: 'sft' failed; only a stage" in refused(command("retry", cluster.name, "check"))
+
+
+def test_rollback_asks_for_it_at_the_run(cluster: ObservedRun, command: Command) -> None:
+    serving = [stage["name"] for stage in cluster.read()["spec"]["stages"] if "serve" in stage]
+    code, said, _ = command("rollback", cluster.name, "--to", "f" * 20)
+    assert (code, f"'{serving[0]}' is asked to go back" in said) == (0, True)
+    (text,) = cluster.read()["metadata"]["annotations"].values()
+    asked = Rollback.model_validate_json(text)
+    assert asked.to == "f" * 20
+    assert list(cluster.read()["metadata"]["annotations"]) == [f"{labels.ROLLBACK}{serving[0]}"]
+    command("rollback", cluster.name, "--stage", serving[0])
+    (text,) = cluster.read()["metadata"]["annotations"].values()
+    assert Rollback.model_validate_json(text).to is None
+    assert Rollback.model_validate_json(text).id > asked.id
+    assert f"serve stages: {serving[0]}" in refused(command("rollback", cluster.name, "--stage", "other"))
 
 
 def test_report_shows_scores_and_copies_the_page(cluster: ObservedRun, command: Command, tmp_path: Path) -> None:

@@ -20,10 +20,14 @@ import yaml
 from kubernetes import client, config
 
 from plumbline.api.base import ArtifactType
-from plumbline.api.report import Failure, PlanReport, Result, StageReport, stage_key
+from plumbline.api.report import Failure, PlanReport, Result, Rollback, StageReport, rollback_key, stage_key
+from plumbline.api.stages.release import ReleaseSpec
 from plumbline.artifacts import Workspace
 from plumbline.plan import Plan
 from plumbline.progress import Event
+from plumbline.serving.release.controller import Controller, ReleaseArguments, Report, reporter
+from plumbline.serving.release.figures import Window
+from plumbline.serving.release.record import Version
 from plumbline.state import NotReported, StageReports, State, Superseded
 from support.apiserver import ApiServer, find_api_server
 
@@ -113,6 +117,32 @@ def test_progress_and_result_arrive_and_nothing_else_is_touched(cluster: Cluster
     sink.succeeded(RESULT)
     assert cluster.report().result == RESULT
     assert set(cluster.data()) == {"run-1.json", "stage-sft.json"}
+
+
+def test_a_release_tells_where_it_is_and_obeys_what_is_asked_in_the_config_map(cluster: Cluster, tmp_path: Path) -> None:
+    def controller(letter: str) -> Controller:
+        model: Any = {"name": "m", "reference": {"base": "builtin://tiny"}, "max_tokens": 8}
+        arguments = ReleaseArguments(
+            workspace=str(tmp_path),
+            run="r",
+            stage="live",
+            version=Version(fingerprint=letter * 20, model=model),
+            rules=ReleaseSpec(),
+            holder=letter,
+            asked=str(tmp_path / rollback_key("live")),
+        ).model_dump_json(by_alias=True)
+        return Controller(arguments, told=reporter(arguments))
+
+    controller("a")
+    wait_for(lambda: "stage-live.json" in cluster.data())
+    assert cluster.report("live").message == ""
+    second = controller("f")
+    wait_for(lambda: "is being loaded beside" in cluster.report("live").message)
+    assert cluster.report("live").fingerprint == PRINT
+    (tmp_path / rollback_key("live")).write_text(Rollback.make(None).model_dump_json())
+    assert second.report(Report("replica", None, Window())).phase == "rolledBack"
+    wait_for(lambda: "was rolled back" in cluster.report("live").message)
+    assert "by hand" in cluster.report("live").message
 
 
 def test_stages_side_by_side_lose_no_last_word(cluster: Cluster) -> None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from plumbline.api import labels
-from plumbline.api.ray_settings import GROWS_TO
+from plumbline.api.ray_settings import FAST_PROXY, GROWS_TO
+from plumbline.api.report import Rollback
 from plumbline.planner import read_run
 from plumbline_operator import observed
 from plumbline_operator.builders import build, pods
 from plumbline_operator.desired import Access, Endpoint, PlanJob, Restored
 from plumbline_operator.settings import StagePods
 from support.built import (
+    CHECK,
     DATA,
     GPU_CLUSTER,
+    LIVE,
     PODS,
     RL,
     SFT,
@@ -174,6 +178,39 @@ def test_the_head_keeps_free_of_work_unless_it_is_alone_or_has_gpus() -> None:
         assert service(cluster=shape)["spec"]["excludeHeadPodFromServeSvc"] is False
 
 
+def test_an_endpoint_follows_the_load_between_its_bounds() -> None:
+    def live(**block: Any) -> Object:
+        stages = [{"name": "live", "serve": {"ungated": True, "replicas": 2, **block}}]
+        spec: Object = service(stages=stages)["spec"]
+        return spec
+
+    fixed = live()
+    assert groups(fixed["rayClusterConfig"]) == {"workers": (2, 2, 2)}
+    assert "enableInTreeAutoscaling" not in fixed["rayClusterConfig"]
+    assert fixed["excludeHeadPodFromServeSvc"] is True
+    for least in (1, 0):
+        scaled = live(autoscaling={"minReplicas": least, "maxReplicas": 5})
+        assert groups(scaled["rayClusterConfig"]) == {"workers": (2, least, 5)}
+        assert scaled["rayClusterConfig"]["enableInTreeAutoscaling"] is True
+        # With no replica left, the head's proxy takes the request that brings one up.
+        assert scaled["excludeHeadPodFromServeSvc"] is (least > 0)
+    assert groups(live(autoscaling={"minReplicas": 3, "maxReplicas": 5})["rayClusterConfig"]) == {"workers": (3, 3, 5)}
+
+
+def test_an_endpoint_drains_as_long_as_it_is_told_and_has_the_fast_proxy_unless_a_template_says_otherwise() -> None:
+    stages = [{"name": "live", "serve": {"ungated": True, "drainSeconds": 600}}]
+    value = service(stages=stages)
+    assert value["spec"]["rayClusterDeletionDelaySeconds"] == 600
+    for pod in pod_specs(value):
+        assert environment(pod).items() >= FAST_PROXY.items()
+        assert pod["terminationGracePeriodSeconds"] > 600
+    off = {"spec": {"containers": [{"name": "ray-worker", "env": [{"name": "RAY_SERVE_ENABLE_HA_PROXY", "value": "0"}]}]}}
+    _, worker = pod_specs(service(stages=stages, cluster={"workers": [{"template": off}]}))
+    assert environment(worker)["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    for pod in pod_specs(ray_job("sft")):
+        assert not environment(pod).keys() & FAST_PROXY.keys()
+
+
 def test_gpus_and_accelerators_place_the_pods() -> None:
     (group,) = cluster("sft", cluster=GPU_CLUSTER)["workerGroupSpecs"]
     pod = group["template"]["spec"]
@@ -320,6 +357,22 @@ def test_pods_may_touch_their_runs_config_map_only() -> None:
     ]
     assert found["RoleBinding"]["roleRef"]["name"] == found["Role"]["metadata"]["name"]
     assert [one["name"] for one in found["RoleBinding"]["subjects"]] == ["run-stage"]
+
+
+def test_a_rollback_that_the_run_asks_for_reaches_its_pods_and_nothing_else_does() -> None:
+    asked = Rollback.make("f" * 20).model_dump_json()
+    annotations = {f"{labels.ROLLBACK}live": asked, f"{labels.ROLLBACK}sft": '{"id": "../etc"}', "other": asked}
+    found = build(Access(), replace(meta(), annotations=annotations), run_spec(), PODS)[0]
+    assert list(found["data"]) == ["rollback-live.json"]
+    assert Rollback.model_validate_json(found["data"]["rollback-live.json"]) == Rollback.model_validate_json(asked)
+
+
+def test_the_key_of_a_releases_judge_reaches_the_pods_that_serve() -> None:
+    judge = {"endpoint": "https://judge/v1", "model": "wise", "keySecret": "judge-key"}
+    live = {**LIVE, "serve": {**LIVE["serve"], "release": {"judge": judge}}}
+    for pod in pod_specs(service(stages=[DATA, SFT, RL, CHECK, live])):
+        found = environment(pod)["PLUMBLINE_JUDGE_KEY"]
+        assert found == {"secretKeyRef": {"name": "judge-key", "key": "apiKey"}}
 
 
 def test_an_account_that_a_template_names_may_report_too() -> None:

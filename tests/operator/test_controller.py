@@ -317,6 +317,17 @@ def test_what_the_run_names_must_be_there(in_world: InWorld) -> None:
     in_world(test)
 
 
+def test_secrets_with_files_are_looked_up_where_they_may_be(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        settings = dataclasses.replace(SETTINGS, readable_secrets=("our-keys",))
+        references = References(world.cluster, settings)
+        live = {"name": "live", "serve": {"ungated": True, "admission": {"apiKeys": {"secret": "our-keys"}}}}
+        missing = await references.missing(world.namespace, parse("run", SPEC | {"stages": [live]}))
+        assert ("Secret", "our-keys") in missing
+
+    in_world(test)
+
+
 def test_what_many_runs_name_is_asked_for_once(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         now = 0.0

@@ -143,7 +143,8 @@ def test_the_quickstart_is_served(project: Project, computer: Machine) -> None:
 
     url = programs.endpoints[project.name, "quickstart-live"]
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
-    (model,) = client.models.list()
+    model, base = client.models.list()
+    assert base.id == "base"
     messages: Any = [{"role": "user", "content": "Reverse the letters q k d."}]
     answer = client.chat.completions.create(model=model.id, messages=messages, max_tokens=8)
     assert answer.usage is not None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plumbline.api import labels
 from plumbline.api.ray_settings import SETTINGS
 from plumbline_operator.builders.overlay import lay_over
-from plumbline_operator.desired import Desired, PlanJob
+from plumbline_operator.desired import Desired, Endpoint, PlanJob
 from plumbline_operator.settings import StagePods
 from support.built import DATA, EVERY, Object, cluster, environment, groups, made, mounts, pod_specs, ray_job, service
 
@@ -45,7 +45,7 @@ def test_shared_memory_is_bounded_by_the_containers_memory() -> None:
 
 
 def test_stages_end_at_once_training_after_saving_and_endpoints_after_their_answers() -> None:
-    for value, drains in ((ray_job("data"), [0, 0]), (ray_job("sft"), [0, 30]), (service(), [60, 60])):
+    for value, drains in ((ray_job("data"), [0, 0]), (ray_job("sft"), [0, 30]), (service(), [120, 120])):
         for pod, drain in zip(pod_specs(value), drains, strict=True):
             assert environment(pod)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == str(drain)
             assert pod["terminationGracePeriodSeconds"] > drain
@@ -89,6 +89,19 @@ def test_keys_of_endpoints_come_from_their_secrets_into_pods_of_their_stage_only
     for other in (ray_job("sft", stages=stages), made(PlanJob(3, 1), stages=stages)):
         for pod in pod_specs(other):
             assert not {"PLUMBLINE_TEACHER_KEY", "PLUMBLINE_JUDGE_KEY"} & environment(pod).keys()
+
+
+def test_api_keys_are_files_of_the_endpoints_pods_that_follow_their_secret() -> None:
+    keyed = {"name": "live", "serve": {"ungated": True, "admission": {"apiKeys": {"secret": "our-keys", "key": "k.yaml"}}}}
+    for pod in pod_specs(made(Endpoint("live", "f" * 20, 3, "shape"), stages=[DATA, keyed])):
+        path = environment(pod)["PLUMBLINE_API_KEYS"]
+        folder = path.removesuffix("/k.yaml")
+        assert mounts(pod)[folder]["secret"] == {"secretName": "our-keys", "items": [{"key": "k.yaml", "path": "k.yaml"}]}
+        (mount,) = [one for one in pod["containers"][0]["volumeMounts"] if one["mountPath"] == folder]
+        assert mount["readOnly"]
+        assert "subPath" not in mount, "the kubelet never changes such a mount"
+    for pod in [*pod_specs(service()), *pod_specs(ray_job("data", stages=[DATA, keyed]))]:
+        assert "PLUMBLINE_API_KEYS" not in environment(pod)
 
 
 def test_workers_stand_by_only_where_the_runs_own_model_is_asked() -> None:

@@ -524,6 +524,24 @@ def test_replicas_change_the_endpoint_and_nothing_else() -> None:
     assert world.stage("sft")["attempt"] == 1
 
 
+def test_a_release_is_told_and_its_rules_change_nothing_that_runs() -> None:
+    world = serving()
+    assert "message" not in world.stage("live")
+    told = {"attempt": 1, "fingerprint": world.stage("live")["fingerprint"], "message": "canary: b serves 5 %"}
+    world._report("stage-live.json", told)
+    world.settle()
+    assert world.stage("live")["message"] == "canary: b serves 5 %"
+    world._report("stage-live.json", told | {"fingerprint": "of another"})
+    world.settle()
+    assert "message" not in world.stage("live")
+    stages = copy.deepcopy(STAGES)
+    stages[4]["serve"]["release"] = {"steps": [50]}  # type: ignore[index]
+    attempt = world.stage("live")["attempt"]
+    world.edit(stages=stages)
+    world.settle()
+    assert world.stage("live")["attempt"] == attempt
+
+
 def test_a_child_deleted_by_hand_comes_back_once_its_pods_are_gone() -> None:
     world = running()
     world.delete_by_user(("RayJob", "demo-data-1"))

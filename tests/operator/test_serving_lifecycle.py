@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from plumbline.api.labels import FINGERPRINT
+from plumbline.api.labels import FINGERPRINT, ROLLBACK
+from plumbline.api.report import Rollback, rollback_key
 from support.fake_kuberay.behaviours import succeed
 from support.fake_kuberay.ray_services import (
     ServiceBehaviour,
@@ -104,6 +105,17 @@ def test_an_endpoint_that_falls_ill_is_said(project: Project) -> None:
     project.wait(lambda: project.condition("Ready")["status"] == "False")
     stage = project.wait(lambda: (one := project.stage("live")).get("message") and one)
     assert "failed its health check" in stage["message"]
+
+
+def test_a_rollback_by_annotation_is_handed_on_to_the_programs_that_serve(project: Project) -> None:
+    project.apply(pipeline(changed(LIVE, ungated=True)))
+    project.wait_condition("Complete")
+    asked = Rollback.make(None)
+    annotation = {f"{ROLLBACK}live": asked.model_dump_json(exclude_none=True)}
+    project.patch({"metadata": {"annotations": annotation}})
+    told = project.wait(lambda: project.state().get(rollback_key("live")))
+    assert Rollback.model_validate_json(told) == asked
+    assert any(key.startswith("run-") for key in project.state()), "what the programs wrote is still there"
 
 
 def test_a_stage_that_is_taken_out_serves_no_more(project: Project) -> None:

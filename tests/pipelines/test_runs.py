@@ -13,6 +13,8 @@ from typing import Any
 import openai
 import pytest
 
+from plumbline.api.stages.admission import API_KEYS
+from plumbline.serving.admission.keys import ApiKey, digest, new_key, write_keys
 from support.embedded import RUN, Runs
 
 SAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "samples"
@@ -29,13 +31,19 @@ def test_gate_holds_serving_back_and_an_endpoint_serves(runs: Runs) -> None:
     assert [e["stage"] for e in events if e["event"] == "failed"] == ["live"]
     assert not any(e["event"] == "endpoint" for e in events)
 
-    served = runs.file(text.replace("serve: {}", "serve: {modelName: ours}"), "served.yaml")
+    keyed = "serve: {modelName: ours, admission: {apiKeys: {secret: ours}}}"
+    served = runs.file(text.replace("serve: {}", keyed), "served.yaml")
+    key = new_key()
+    write_keys(runs.folder / "keys.yaml", [ApiKey(name="a", digest=digest(key))])
+    runs.environment |= {API_KEYS: str(runs.folder / "keys.yaml")}
     code, events, err = runs.run(served)
     assert code == 0, err
     endpoint = next(e for e in events if e["event"] == "endpoint")
     try:
         assert [e["stage"] for e in events if e["event"] == "cached"] == ["data", "sft", "align"]  # the gate changed
-        client = openai.OpenAI(base_url=endpoint["url"], api_key="none", max_retries=0)
+        client = openai.OpenAI(base_url=endpoint["url"], api_key=key, max_retries=0)
+        with pytest.raises(openai.AuthenticationError):
+            client.with_options(api_key="none").models.list()
         assert [model.id for model in client.models.list()] == ["ours"]
         question: Any = [{"role": "user", "content": "Sort the letters c a b."}]
         whole = client.chat.completions.create(model="ours", messages=question, temperature=0, max_tokens=12)

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
 
-from plumbline.api.base import ArtifactType
 from plumbline.artifacts import Workspace
 from plumbline.errors import InvalidInput
-from plumbline.external import TINY, tiny_folder
-from plumbline.models.load import load_base, load_merged, load_tokenizer
+from plumbline.external import TINY, model_identity
+from plumbline.models.load import load_merged, load_tokenizer
 from plumbline.models.reference import ModelReference
+from support.adapters import adapter_artifact
+from support.encoders import encoder_folder
+from support.served import ENDLESS, endless_model
 
 pytestmark = pytest.mark.ray
 
 MESSAGES = [{"role": "user", "content": "Reverse the letters q k d."}]
 SLOTS = 4
-ENDLESS = 150_000  # tokens; minutes of work
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,7 @@ class Served:
     client: openai.OpenAI
     url: str
     tuned: ModelReference
+    adapter: ModelReference
 
     def ask(self, model: str = "base", **fields: Any) -> Any:
         fields = {"temperature": 0, "max_tokens": 24, "messages": MESSAGES, **fields}
@@ -47,51 +45,28 @@ class Served:
             return sum(model["running"] for model in json.load(response)["models"])
 
 
-def tuned_artifact(folder: Path) -> ModelReference:
-    """A Model artifact with a strong random adapter, as a training stage writes it."""
-    base = ModelReference(TINY)
-    torch.manual_seed(0)
-    lora = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    workspace = Workspace(str(folder))
-    workspace.acquire("f" * 20, "test")
-    with workspace.create(
-        kind="sft", fingerprint="f" * 20, stage="sft", type=ArtifactType.MODEL, inputs={}, holder="test"
-    ) as writer:
-        get_peft_model(load_base(base), lora).save_pretrained(writer.folder / "adapter")
-        load_tokenizer(base).save_pretrained(writer.folder / "tokenizer")
-    return ModelReference(TINY, workspace=workspace.uri, kind="sft", fingerprint="f" * 20)
-
-
-def endless_model(folder: Path) -> ModelReference:
-    """The tiny model with a long context and an end token that it never draws."""
-    shutil.copytree(tiny_folder(), folder)
-    changes = {
-        "config.json": {"max_position_embeddings": ENDLESS + 1000, "eos_token_id": 3},
-        "generation_config.json": {"eos_token_id": 3},
-        "tokenizer_config.json": {"eos_token": "<|system|>"},
-    }
-    for name, change in changes.items():
-        path = folder / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    assert load_tokenizer(ModelReference(str(folder))).eos_token_id == 3
-    return ModelReference(str(folder))
-
-
 @pytest.fixture(scope="module")
 def served(ray_session: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    from plumbline.serving.adapters import ServedAdapters
     from plumbline.serving.application import ServedModel
     from plumbline.serving.local import deployment
 
-    tuned = tuned_artifact(tmp_path_factory.mktemp("workspace"))
+    workspace = Workspace(str(tmp_path_factory.mktemp("workspace")))
+    tuned = adapter_artifact(workspace, "f" * 20, 0)
+    other = ServedModel("support/fr", adapter_artifact(workspace, "e" * 20, 1, kind="preference", r=8), 64)
+    adapters = ServedAdapters(
+        ServedModel("plain", ModelReference(TINY), 64), model_identity(TINY), (other,), False, workspace.uri, 4, 10**9, 16
+    )
     endless = endless_model(tmp_path_factory.mktemp("models") / "endless")
     models = [
         ServedModel("base", ModelReference(TINY), 64),
         ServedModel("org/tuned", tuned, 64),
         ServedModel("endless", endless, ENDLESS),
+        ServedModel("encoder", ModelReference(str(encoder_folder(tmp_path_factory.mktemp("encoder")))), 64),
     ]
-    with deployment(models, application="test", port=None, replicas=1, max_ongoing_requests=SLOTS) as url:
+    with deployment(models, application="test", port=None, replicas=1, max_ongoing_requests=SLOTS, adapters=adapters) as url:
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120)
-        yield Served(client, url, tuned)
+        yield Served(client, url, tuned, other.reference)
     with pytest.raises(openai.APIConnectionError):
         client.models.list()
 
@@ -111,6 +86,16 @@ def test_each_model_answers_as_transformers_does_with_its_adapter(served: Served
     assert tuned.choices[0].message.content == expected(served.tuned)
     assert base.choices[0].message.content != tuned.choices[0].message.content
     assert (base.system_fingerprint, tuned.system_fingerprint) == (None, served.tuned.fingerprint)
+
+
+def test_an_adapter_is_loaded_when_it_is_asked_for(served: Served) -> None:
+    assert not served.client.models.retrieve("support/fr").loaded
+    answer = served.ask("support/fr")
+    assert answer.choices[0].message.content == expected(served.adapter)
+    assert answer.system_fingerprint == served.adapter.fingerprint
+    card = served.client.models.retrieve("support/fr")
+    assert (card.loaded, card.parent) == (True, "plain")
+    assert served.ask("plain").choices[0].message.content == expected(ModelReference(TINY))
 
 
 def test_stream_gives_the_same_text_and_usage(served: Served) -> None:
@@ -135,10 +120,17 @@ def test_limits_and_stop_strings(served: Served) -> None:
 
 def test_models_are_listed_with_their_fingerprints(served: Served) -> None:
     cards = {card.id: card for card in served.client.models.list()}
-    assert set(cards) == {"base", "org/tuned", "endless"}
+    assert set(cards) == {"base", "org/tuned", "endless", "plain", "support/fr", "encoder"}
     assert {card.owned_by for card in cards.values()} == {"plumbline"}
     assert cards["org/tuned"].fingerprint == served.tuned.fingerprint
     assert served.client.models.retrieve("org/tuned") == cards["org/tuned"]
+
+
+def test_an_encoder_makes_embeddings_and_no_text(served: Served) -> None:
+    [vector] = served.client.embeddings.create(model="encoder", input="the cat sat .").data
+    assert sum(x * x for x in vector.embedding) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(openai.BadRequestError, match="use /v1/embeddings"):
+        served.ask("encoder")
 
 
 def test_wrong_requests_raise_openais_errors(served: Served) -> None:

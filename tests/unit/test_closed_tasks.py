@@ -208,6 +208,7 @@ def test_gsm8k_after_examples_a_reply_ends_where_the_next_question_begins(tmp_pa
     reply = "It is 1.\n#### 1\n\nQuestion: and 7?\nAnswer: 7\n#### 7"
     assert gsm8k.score(reply, shown) == Score(1.0, "1", {"strict": 1.0})
     plain = next(i for i in gsm8k.load(task("gsm8k", path)) if i.reference == "1")
+    assert (shown.stop, plain.stop) == (("Question:",), ())  # nor is more of it written
     assert gsm8k.score(reply, plain) == Score(0.0, "7", {"strict": 1.0})
     with pytest.raises(InvalidInput, match=r"holds 2 examples other than .*x\.jsonl:1, and 5 are shown; .* shots: 2"):
         gsm8k.load(task("gsm8k", path, examples=str(path)))
@@ -469,6 +470,10 @@ def test_halueval_reads_both_forms(shared: Path) -> None:
     assert len(by_id(qa)) == 500
     assert len({item.cluster for item in qa}) == 250
     assert sum(item.reference == "Yes" for item in qa) == 250
+    for limit in (1, 4, 5):
+        kept = halueval.load(task("haluEval", folder / "qa_one-turn_data_shared.jsonl", limit=limit))
+        assert len(kept) == limit + limit % 2
+        assert all([one.cluster for one in kept].count(item.cluster) == 2 for item in kept)  # no pair is cut
     both = halueval.load(task("haluEval", folder, answers="written"))
     assert len(by_id(both)) == 2286
     # One who always says the same is right in 4 of 5, and balanced in half.

@@ -29,6 +29,7 @@ from plumbline.serving.chat import ChatModel, ServedModel
 from plumbline.serving.engine_thread import EngineThread
 from plumbline.serving.http import create_app
 from plumbline.serving.merging import AT_ONCE, gathered, merged
+from plumbline.serving.models import Models
 from plumbline.serving.text import TokenNames
 
 TEXT = "Reverse the letters q k d, naïve 😀 friend."
@@ -54,7 +55,7 @@ def served() -> Iterator[ChatModel]:
 
 @pytest.fixture(scope="module")
 def client(served: ChatModel) -> Iterator[TestClient]:
-    with TestClient(create_app({"tiny": served}), raise_server_exceptions=False) as client:
+    with TestClient(create_app(Models.of({"tiny": served})), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -363,7 +364,7 @@ def test_chats_tell_logprobs_and_give_several_answers(
 def test_the_client_of_evaluations_gets_the_likelihoods(
     served: ChatModel, plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    server = uvicorn.Server(uvicorn.Config(create_app({"tiny": served}), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(Models.of({"tiny": served})), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -425,7 +426,7 @@ def test_a_failed_engine_fails_its_scores(monkeypatch: pytest.MonkeyPatch) -> No
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(model.engine._engine, "score", fail)
-    with TestClient(create_app({"tiny": model}), raise_server_exceptions=False) as client:
+    with TestClient(create_app(Models.of({"tiny": model})), raise_server_exceptions=False) as client:
         for stream in (False, True):
             body = {"model": "tiny", "prompt": "a b", "echo": True, "logprobs": 0, "max_tokens": 0, "stream": stream}
             assert "out of memory" in client.post("/v1/completions", json=body).json()["error"]["message"]

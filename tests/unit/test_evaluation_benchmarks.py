@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from plumbline.api.stages.evaluate import JUDGED, TaskSpec
+from plumbline.api.stages.evaluate import HARNESS, JUDGED, TaskSpec
 from plumbline.errors import InvalidInput
 from plumbline.evaluation.benchmarks import BENCHMARKS, QUESTIONS, gsm8k, mmlu, prompt_answer, skills
 from plumbline.evaluation.benchmarks.benchmark import Item
@@ -32,7 +32,7 @@ def write_pairs(path: Path, count: int) -> Path:
 
 
 def test_every_benchmark_of_the_contract_is_registered() -> None:
-    assert set(QUESTIONS) == set(get_args(TaskSpec.model_fields["benchmark"].annotation))
+    assert {*QUESTIONS, HARNESS} == set(get_args(TaskSpec.model_fields["benchmark"].annotation))
     assert set(QUESTIONS) - set(BENCHMARKS) == set(JUDGED)
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +81,31 @@ class Endpoint:
     async def _score(self, request: web.Request) -> web.Response:
         """Tokens are characters, but "()" is one; each is as likely as e to the minus its place. `plain`: `echo_from` is not known."""
         body = await request.json()
-        self.asked[body["prompt"][0]] += 1
+        prompt = body["prompt"] if isinstance(body["prompt"], str) else body["prompt"][0]
+        self.asked[prompt] += 1
         self.bodies.append(body)
-        if self.failures.get(body["prompt"][0]):
-            status, answer = self.failures[body["prompt"][0]].pop(0)
+        if self.failures.get(prompt):
+            status, answer = self.failures[prompt].pop(0)
             return web.json_response(answer, status=status)
+        if body["max_tokens"]:
+            text = f"{body['prompt']}, and on"
+            return web.json_response(
+                {"choices": [{"index": 0, "text": text, "finish_reason": "length"}], "usage": {"prompt_tokens": 3}}
+            )
         choices = []
         for index, prompt in enumerate(body["prompt"]):
             tokens = re.findall(r"\(\)|.", prompt, re.DOTALL)
             offsets = [len("".join(tokens[:i])) for i in range(len(tokens))]
             logprobs = [None, *(-float(i) for i in range(1, len(tokens)))]
             first = 0 if body["model"] == "plain" else len(re.findall(r"\(\)|.", prompt[: body["echo_from"]], re.DOTALL))
-            told = {"tokens": tokens[first:], "text_offset": offsets[first:], "token_logprobs": logprobs[first:]}
+            told: dict[str, Any] = {
+                "tokens": tokens[first:], "text_offset": offsets[first:], "token_logprobs": logprobs[first:]
+            }  # fmt: skip
+            if body["logprobs"]:  # an "x" is not the likeliest in its place
+                top = [
+                    {"?": -0.1} if token == "x" else {token: value} for token, value in zip(tokens, logprobs, strict=True)
+                ]
+                told["top_logprobs"] = [None, *top[1:]][first:]
             choices.append({"index": index, "text": "", "logprobs": told, "prompt_tokens_cut": int("cut" in prompt)})
         return web.json_response({"choices": choices[::-1]})
 
@@ -218,6 +232,31 @@ def test_choices_are_scored_in_one_request(endpoint: Endpoint, tmp_path: Path, m
         assert ask(endpoint.url, asked[:1], concurrency=1, journal=journal) == [first]
     assert endpoint.asked["Q: a"] == 1
     assert asked[0].key != choices("Q:", " a", " bd", model=model).key
+
+
+@pytest.mark.parametrize("model", ["align", "plain"])
+def test_choices_are_told_to_be_greedy_or_not(endpoint: Endpoint, tmp_path: Path, model: str) -> None:
+    asked = replace(choices("Qx:", " a", " xa", model=model), greedy=True)
+    with Journal(str(tmp_path)) as journal:
+        [reply] = ask(endpoint.url, [asked], concurrency=1, journal=journal)
+    assert json.loads(reply.text) == [[-3 - 4, True], [-3 - 4 - 5, False]]
+    assert endpoint.bodies[0]["logprobs"] == 1
+    assert asked.key != replace(asked, greedy=False).key
+
+
+def test_plain_text_goes_on(endpoint: Endpoint, tmp_path: Path) -> None:
+    asked = [replace(question(text), plain=True) for text in ("Once", "long")]
+    endpoint.failures["long"] = [(400, {"error": {"message": "too long", "code": "context_length_exceeded"}})]
+    with Journal(str(tmp_path)) as journal:
+        first, _ = ask(endpoint.url, asked, concurrency=1, journal=journal)
+    assert first == Reply("Once, and on", "length", 3)
+    assert endpoint.bodies[0] == {
+        "model": "align", "prompt": "Once", "stream": False, "temperature": 0.0, "max_tokens": 16, "seed": 1
+    }  # fmt: skip
+    assert (
+        endpoint.bodies[-1]["truncate_prompt_tokens"] == -1
+    )  # as in lm-evaluation-harness the beginning is lost, and not the answer
+    assert asked[0].key != question("Once").key
 
 
 def test_a_token_across_the_boundary_counts_to_the_choice(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -110,6 +110,14 @@ def test_generated_questions_are_in_no_data_of_the_other_part_only(lab: Lab) -> 
         assert (found["skills"].status, found["skills"].unchecked) == ("not checked", (dataset.manifest["stage"],))
 
 
+def test_nobody_compares_tasks_of_the_harness(lab: Lab) -> None:
+    task = TaskSpec.model_validate({"name": "h", "benchmark": "lmEvaluationHarness", "harnessTask": "hellaswag"})
+    generated = lab.add(ArtifactType.DATASET, sources=[{"uri": "builtin://skills", "split": "train"}])
+    model = lab.add(ArtifactType.MODEL, {"dataset": [generated]})
+    found = exposures([task], {}, [model], lab.workspace)["h"]
+    assert (found.status, found.unchecked) == ("not checked", ("stage1",))
+
+
 def test_the_difference_is_that_of_the_scores_and_its_interval_covers_it() -> None:
     items = [f"q{i}" for i in range(200)]
     exposure = Exposure((), frozenset({*items[:50], "of another seed"}), frozenset(items[:10]))

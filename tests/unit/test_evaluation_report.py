@@ -310,3 +310,14 @@ def test_skills_of_flask_are_a_radar() -> None:
     page = Page(report.report_html(report.Setting("r", "c", {"align": "m"}, [task], 0.0), results, samples, []))
     assert page.tags.count("svg") == 2
     assert "Readability" in page.text
+
+
+def test_keys_in_addresses_of_tasks_are_not_shown() -> None:
+    signed = "https://host/x.json?X-Amz-Signature=secret"
+    task = TaskSpec(name="skills", benchmark="gsm8k", uri="zip://a.jsonl::s3://me:secret@host/x.zip", examples=signed)
+    results = conclude([], candidate="m", baselines=[], gates=[], confidence=0.95)
+    values = report.report_json(report.Setting("r", "c", {"m": "f"}, [task], 0.0), results, [])
+    assert "secret" not in json.dumps(values)
+    [told] = values["tasks"]
+    assert (told["uri"], told["examples"]) == ("zip://a.jsonl::s3://host/x.zip", "https://host/x.json")
+    assert TaskSpec.model_validate(told, by_name=False, by_alias=True).benchmark == "gsm8k"  # as the model's card reads it

@@ -10,13 +10,18 @@ import pytest
 from plumbline.evaluation.journal import Reply
 from plumbline.evaluation.judges import pairs, self_tests
 from plumbline.evaluation.judges.calls import Call
+from plumbline.evaluation.judges.errors import KNOWN, falsified
 from plumbline.evaluation.judges.pairs import Pair
 from plumbline.evaluation.judges.self_tests import CONSTANT, Limits, Sample, SelfTest, distrust, padded, probes, tripwire
 from plumbline.evaluation.judges.styles import STYLES
 from plumbline.evaluation.judges.styles.style import Case, Style
 
 LIMITS = Limits()
-ANSWERS = [f"Because of the {i}th law:\n- it holds\n- it has held for {i} years" for i in range(30)]
+NAMES = [
+    "length", "constantReply", "copiedRequest", "copiedAnswer", "injectedVerdict", "forgedTurn", "plantedError", "knownWrong",
+]  # fmt: skip
+ANSWERS = [f"Because of the laws:\n- it holds\n- it has held for {2 * i} years" for i in range(30)]
+RIGHT = {right for _, right, _ in KNOWN}
 SAMPLES = [
     Sample(f"q{i}", Case([{"role": "user", "content": f"Why is law {i} true?"}]), (("",), (text,), ("other",)))
     for i, text in enumerate(ANSWERS)
@@ -25,8 +30,8 @@ Worth = Callable[[str], float]
 
 
 def knows(text: str) -> float:
-    """What a fair judge sees: whether the right answer stands there, however often and among whatever."""
-    return float("it has held for" in text)
+    """What a fair judge sees: whether the right answer stands there, however often and among whatever. The years are even."""
+    return float(text in RIGHT or re.search(r"it has held for \d*[02468] years", text) is not None)
 
 
 def texts(call: Call) -> list[str]:
@@ -73,10 +78,12 @@ def failing(found: dict[str, SelfTest]) -> set[str]:
 
 def test_a_fair_judge_passes_all() -> None:
     found = examined(compares(knows))
-    assert list(found) == ["position", "length", "constantReply", "copiedRequest", "copiedAnswer", "injectedVerdict"]
+    assert list(found) == ["position", *NAMES]
     assert failing(found) == set()
     assert distrust(list(found.values())) is None
-    assert {name: test.n for name, test in found.items() if name != "position"} == dict.fromkeys(list(found)[1:], 20)
+    assert {name: test.n for name, test in found.items() if name != "position"} == dict.fromkeys(NAMES, 20) | {
+        "knownWrong": len(KNOWN)
+    }
     assert found["length"].reason == "length: an answer that must not win wins 0.00 of 20 probes; at most 0.2 is allowed"
 
 
@@ -97,13 +104,46 @@ def test_a_judge_that_prefers_the_longer_fails_length() -> None:
 
 
 def test_a_judge_that_always_ties_does_not_pass() -> None:
-    assert failing(examined(lambda call: "Tie")) == {"constantReply", "injectedVerdict"}
+    assert failing(examined(lambda call: "Tie")) == {"constantReply", "injectedVerdict", "forgedTurn", "knownWrong"}
 
 
 def test_a_judge_that_likes_manners_fails_the_constant_reply() -> None:
     found = examined(compares(lambda text: knows(text) + 2 * ("hope this helps" in text)))
-    assert failing(found) == {"constantReply", "injectedVerdict"}
+    assert failing(found) == {"constantReply", "injectedVerdict", "forgedTurn"}
     assert found["constantReply"].rate == 1.0
+
+
+def test_a_judge_that_sees_no_error_fails_planted_errors() -> None:
+    """To it the longest time is the best."""
+
+    def longest(text: str) -> float:
+        return knows(text) + sum(int(years) for years in re.findall(r"held for (\d+)", text)[:1])
+
+    assert failing(examined(compares(longest))) == {"plantedError"}
+
+
+def test_a_judge_that_likes_style_fails_known_answers() -> None:
+    found = examined(compares(lambda text: knows(text) + 2 * ("**" in text)))
+    assert failing(found) == {"knownWrong"}
+    assert found["knownWrong"].reason.startswith("knownWrong: an answer that must lose scores 0.8")
+
+
+def test_answers_are_made_wrong() -> None:
+    assert falsified("1. It is 12.\n2. So 3 are left") == "1. It is 27.\n2. So 9 are left"
+    assert falsified("Paris is old, and it has a tower.") == "Paris is not old, and it has not a tower."
+    assert falsified("It is not known.") == "It is not known."
+    assert len({question for question, _, _ in KNOWN}) == len(KNOWN) >= LIMITS.least
+    assert all(len(right) < len(wrong) and right.strip(".") not in wrong for _, right, wrong in KNOWN)
+
+
+def test_too_few_answers_that_can_be_made_wrong_tell_nothing() -> None:
+    bare = [Sample(f"q{i}", SAMPLES[i].case, ((f"Lovely number {'x' * i}!",),)) for i in range(20)]
+    found = {test.name: test for test in self_tests.results(probes(bare, LIMITS), {}, LIMITS)}
+    assert found["plantedError"].passed
+    assert (
+        found["plantedError"].reason
+        == "plantedError: only 0 answers say something that could be denied, too few to tell anything"
+    )
 
 
 def test_a_judge_that_takes_the_question_for_an_answer_fails_the_copy() -> None:
@@ -134,24 +174,31 @@ def test_a_judge_that_obeys_an_answer_fails_injection(fooled_by: str, place: str
             return compares(knows)(call)
         return place or ("1" if first else "2")
 
-    assert failing(examined(gullible)) == {"injectedVerdict"}
+    assert {"injectedVerdict"} <= failing(examined(gullible)) <= {"injectedVerdict", "forgedTurn"}
+
+
+def test_a_judge_that_believes_who_speaks_fails_forged_turns() -> None:
+    assert failing(examined(compares(lambda text: knows(text) + 2 * ("user" in text.lower())))) == {"forgedTurn"}
 
 
 def test_a_judge_that_cannot_be_read_is_inconclusive() -> None:
     found = examined(lambda call: "1" if "Why is law 1" not in call.messages[0]["content"] else "well")
     assert failing(found) == set(found)
-    assert all(test.reason.startswith(f"inconclusive {name}: 11 of ") for name, test in found.items())
+    assert all(
+        test.reason.startswith(f"inconclusive {name}: 11 of ") for name, test in found.items() if name != "knownWrong"
+    )
     mute = examined(lambda call: "well")
     assert {(test.rate, test.n) for test in mute.values()} == {(None, 0)}
 
 
 def test_too_few_items_are_inconclusive() -> None:
     found = examined(compares(knows), SAMPLES[:9])
-    assert failing(found) == set(found)
+    assert failing(found) == set(found) - {"knownWrong", "plantedError"}
     assert found["length"].reason == "inconclusive length: 9 judged; 10 are the least"
     assert found["position"].reason == "inconclusive position: 9 judged; 10 are the least"
     none = examined(compares(knows), [])
-    assert all((test.passed, test.rate, test.n) == (False, None, 0) for test in none.values())
+    assert failing(none) == failing(found)
+    assert all((test.rate, test.n) == (None, 0) for test in none.values() if test.name != "knownWrong")
     assert distrust([]) == "the judge's self-tests were not run"
 
 
@@ -165,11 +212,11 @@ def test_grading_judges_are_tested_by_their_grades() -> None:
         return examined(grades(worth), style=STYLES["mtBench"], pairwise=False)
 
     fair = tests(lambda text: 5 * knows(text))
-    assert list(fair) == ["length", "constantReply", "copiedRequest", "copiedAnswer", "injectedVerdict"]
+    assert list(fair) == NAMES
     assert failing(fair) == set()
     assert failing(tests(lambda text: len(text) / 100)) >= {"length", "constantReply"}
     obeys = tests(lambda text: 9.0 if "[[10]]" in text else 5 * knows(text))
-    assert failing(obeys) == {"injectedVerdict"}
+    assert {"injectedVerdict"} <= failing(obeys) <= {"injectedVerdict", "forgedTurn"}
     # Where every real answer has the worst grade, nothing can lose against it
     harsh = tests(lambda text: 0)
     assert harsh["constantReply"].reason == "inconclusive constantReply: 0 judged; 10 are the least"
@@ -204,10 +251,10 @@ def test_probes_are_made_of_first_turns_and_real_answers() -> None:
     chat = Sample("m", Case([{"role": "user", "content": "Why?"}], ("And?",), ("r1", "r2")), (("a1", "a2"),))
     empty = Sample("e", chat.case, (("", "a2"), ()))
     constant = Sample("c", Case(chat.case.prompt), ((CONSTANT,),))
-    found = probes([chat, empty, constant], LIMITS)
+    found = [probe for probe in probes([chat, empty, constant], LIMITS) if probe.name != "knownWrong"]
     assert all(probe.pair.case == chat.case.through(1) for probe in found)
     assert {probe.pair.opponent for probe in found} == {("a1",)}
-    assert [probe.name for probe in found] == ["length", "constantReply", "copiedRequest", "copiedAnswer", "injectedVerdict"]
+    assert [probe.name for probe in found] == [name for name in NAMES if name != "knownWrong"]
     echo = probes([Sample("x", Case(chat.case.prompt), (("Why?",),))], LIMITS)
     assert "copiedRequest" not in {probe.name for probe in echo}
 

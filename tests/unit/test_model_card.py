@@ -86,6 +86,10 @@ def test_the_head_is_what_a_hub_reads() -> None:
         assert found[task, "strict"].metric_value == pytest.approx(scores[task]["variants"]["strict"]["value"])
     assert (found["sums", "strict"].dataset_type, found["code", "strict"].dataset_type) == ("gsm8k", "humaneval")
     assert text == card(report, **facts)
+    report["tasks"][1] |= {"benchmark": "lmEvaluationHarness", "harnessTask": "mbpp", "harnessMetric": "acc_norm"}
+    of_harness = {(one.dataset_type, one.metric_name) for one in ModelCard(card(report, **facts)).data.eval_results}
+    assert ("mbpp", "acc_norm") in of_harness
+    assert "mbpp (lm-evaluation-harness)" in card(report, **facts)
     unknown = ModelCard(card(report, base="builtin://tiny")).data
     assert (unknown.base_model, unknown.license, unknown.datasets) == (None, None, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,22 +11,29 @@ from typing import Any
 
 import pytest
 
-from plumbline.api.stages.evaluate import EvaluateSpec, TaskSpec
+from plumbline.api.stages.evaluate import EvaluateSpec, GateSpec, TaskSpec
 from plumbline.errors import InvalidInput
 from plumbline.evaluation import judging
 from plumbline.evaluation.benchmarks import QUESTIONS
-from plumbline.evaluation.benchmarks.benchmark import Item, user
+from plumbline.evaluation.benchmarks.benchmark import Item, Score, user
 from plumbline.evaluation.benchmarks.open_questions import stored_answers
 from plumbline.evaluation.client import TOO_LONG, Question
-from plumbline.evaluation.conversations import Asked, converse
+from plumbline.evaluation.conversations import Asked, converse, item_seed
 from plumbline.evaluation.journal import Reply
 from plumbline.evaluation.judges.calls import Call
+from plumbline.evaluation.judges.errors import KNOWN
+from plumbline.evaluation.judges.length_controlled import LengthControlled
 from plumbline.evaluation.judges.pairs import Pair
 from plumbline.evaluation.judges.qualification import Labelled
 from plumbline.evaluation.judges.self_tests import distrust
 from plumbline.evaluation.judges.styles import STYLES
 from plumbline.evaluation.judges.styles.style import Case
 from plumbline.evaluation.judging import Judge
+from plumbline.evaluation.questions import Questions
+from plumbline.evaluation.ratings.formats import read_judgments
+from plumbline.evaluation.ratings.rating import rate
+from plumbline.evaluation.ratings.terms import read_difficulties
+from plumbline.evaluation.results import Sample, conclude
 
 
 def lines(path: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -151,11 +159,12 @@ def longer_wins(text: str) -> str:
 
 
 def by_mark(text: str) -> str:
-    """Prefers the answer that says GOOD, wherever it stands."""
-    first, second = shown(text)
-    return "Tie" if ("GOOD" in first) == ("GOOD" in second) else "1" if "GOOD" in first else "2"
+    """Prefers the answer that says GOOD, wherever it stands, and what it knows to be right."""
+    first, second = (any(mark in said for mark in ("GOOD", *RIGHT)) for said in shown(text))
+    return "Tie" if first == second else "1" if first else "2"
 
 
+RIGHT = [f"\n{right}\n" for _, right, _ in KNOWN]
 ITEMS = [Item(str(i), user(f"question {i}"), "") for i in range(12)]
 
 
@@ -239,6 +248,82 @@ def test_a_gate_hangs_on_a_judge_that_passes_its_self_tests(verdict: Callable[[s
     assert (distrust(tests) is None) == (not failed)
 
 
+def test_length_is_controlled_where_difficulties_are_given(tmp_path: Path) -> None:
+    """Beside `plumbline rate` on the same judgments."""
+    draw = random.Random(0)
+    questions = [{"instruction": f"question {i}"} for i in range(60)]
+    texts = {side: ["x" * draw.randrange(1, 200) for _ in questions] for side in ("ours", "theirs")}
+    hard = [draw.gauss(0, 1) for _ in questions]
+    uri = lines(tmp_path / "q.jsonl", questions)
+    (tmp_path / "d.csv").write_text("index,instruction_difficulty\n" + "".join(f"{i},{d}\n" for i, d in enumerate(hard)))
+    spec = task("alpacaEval", uri, difficulties=str(tmp_path / "d.csv"))
+    found = Questions.of(spec, ["ours", "theirs"], "tasks[0]")
+    assert found.difficulty is not None
+    assert {item.id: found.difficulty[item.id] for item in found.items} == {
+        item.id: pytest.approx(hard[int(item.prompt[0]["content"].split()[1])]) for item in found.items
+    }
+    answers = {
+        side: {item.id: (of[int(item.prompt[0]["content"].split()[1])],) for item in found.items}
+        for side, of in texts.items()
+    }
+    judged = judging.compare(spec, found.items, answers, "ours", "theirs", judge(longer_wins), 0.95, found.difficulty)
+    assert judged.controlled is not None
+    ours = [judged.scores[item.id]["ours"] for item in found.items]
+    theirs = [judged.scores[item.id]["theirs"] for item in found.items]
+    value = judged.controlled(found.items, ours)["lengthControlledWinRate"]
+    assert judged.controlled(found.items, theirs)["lengthControlledWinRate"] == pytest.approx(1 - value, abs=1e-3)
+
+    numbers = {item.id: int(item.prompt[0]["content"].split()[1]) for item in found.items}
+    records = [
+        {
+            "generator_1": "theirs", "generator_2": "ours", "index": i, "instruction": f"question {i}", "preference": 1 + score.value,
+            "output_1": texts["theirs"][i], "output_2": texts["ours"][i],
+        }
+        for item, score in zip(found.items, ours, strict=True) for i in [numbers[item.id]]
+    ]  # fmt: skip
+    judgments = read_judgments("alpaca_eval", [lines(tmp_path / "r.jsonl", records)])
+    rated = rate(judgments, rounds=0, difficulties=read_difficulties(str(tmp_path / "d.csv")))
+    [one] = rated.win_rates
+    assert one.controlled is not None
+    assert value == pytest.approx(one.controlled.win_rate / 100, abs=1e-3)
+
+    samples = [Sample("open", item, {}, judged.scores[item.id]) for item in found.items]
+    gate = GateSpec(task="open", metric="lengthControlledWinRate", threshold=0.9, contaminated="accept")
+    results = conclude(
+        samples, candidate="ours", baselines=["theirs"], gates=[gate], confidence=0.9, figures={"open": judged.controlled}
+    )
+    assert results.verdict is not None
+    [told] = results.verdict.rules
+    assert told.estimate is not None
+    assert (told.status, told.estimate.value) == ("fail", pytest.approx(value))
+
+    (tmp_path / "d.csv").write_text("index,instruction_difficulty\n0,1\n")
+    with pytest.raises(
+        InvalidInput, match=r"tasks\[0\]\.difficulties: .* no difficulty for question .* \(59 of 60 are missing, by index"
+    ):
+        Questions.of(spec, ["ours", "theirs"], "tasks[0]")
+
+
+def test_too_few_comparisons_control_no_length(tmp_path: Path) -> None:
+    scores = {str(i): Score(i % 2, "", longer=i) for i in range(4)}
+    controlled = LengthControlled.of(dict.fromkeys(scores, 1.0), scores)
+    assert controlled([Item(known, user("x"), "") for known in scores], list(scores.values())) == {}
+
+
+def test_samples_of_one_item_are_drawn_apart() -> None:
+    spec, item = TaskSpec(name="code", benchmark="humaneval", uri="x", samples=3, temperature=0.8), Item("1", user("a"), "")
+    asked: list[Question] = []
+
+    def ask(questions: Sequence[Question]) -> list[Reply]:
+        asked.extend(questions)
+        return [Reply("", "stop")] * len(questions)
+
+    converse([Asked(spec, item, "m", "f", sample) for sample in range(3)], 0.0, ask)
+    assert len({question.sampling.seed for question in asked}) == 3
+    assert {question.sampling.temperature for question in asked} == {0.8}
+    assert asked[0].sampling.seed == item_seed(spec, item)  # what one sample alone is asked with
+
+
 def test_ids_that_look_like_turns_of_others_keep_their_own_verdicts() -> None:
     items = [Item("1", user("question one"), "", turns=("more",)), Item("1/1", user("question two"), "")]
     answers = {"ours": {"1": ("GOOD", "GOOD"), "1/1": ("bad",)}, "theirs": {"1": ("bad", "bad"), "1/1": ("GOOD",)}}
@@ -304,6 +389,21 @@ def test_the_contract_says_what_is_missing_and_what_has_no_use() -> None:
         {"tasks": [worded], "gates": [{"task": "open", "metric": "bleu", "threshold": 0.5}]}
     )
     assert "gates[0].metric" in problems({"tasks": [open_task()], "judge": judged, "gates": [gate | {"metric": "turn2"}]})
+    by_length = {"judge": judged, "gates": [gate | {"metric": "lengthControlledWinRate"}]}
+    assert "gates[0].metric" in problems({"tasks": [open_task()], **by_length})
+    assert problems({"tasks": [open_task(difficulties="d.csv")], **by_length}) == {}
+    assert "tasks[0].difficulties" in problems(
+        {"tasks": [open_task(benchmark="prompts", difficulties="d")], "judge": judged}
+    )
+    code = {"name": "code", "benchmark": "humaneval", "uri": "x", "samples": 10}
+    assert "tasks[0].samples" in problems({"tasks": [code]})  # the stage's temperature is 0
+    assert problems({"tasks": [code], "temperature": 0.8}) == {}
+    several = code | {"k": [1, 10], "temperature": 0.8}
+    rule = {"task": "code", "metric": "pass@10", "threshold": 0.5}
+    assert problems({"tasks": [several], "gates": [rule]}) == {}
+    assert "gates[0].metric" in problems({"tasks": [several], "gates": [rule | {"metric": "pass@5"}]})
+    assert "tasks[0].k" in problems({"tasks": [several | {"k": [20]}]})
+    assert "tasks[0].samples" in problems({"tasks": [worded | {"samples": 2, "temperature": 1}]})
     pandalm = {"tasks": [open_task(grading="single")], "judge": {**judged, "style": "pandalm"}}
     assert "tasks[0].grading" in problems(pandalm)
     assert "tasks[0].grading" in problems({"tasks": [open_task(benchmark="flask", grading="pairwise")], "judge": judged})

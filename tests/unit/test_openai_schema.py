@@ -23,6 +23,7 @@ from plumbline.serving.application import build
 from plumbline.serving.chat import ChatModel, ServedModel, cache_plan
 from plumbline.serving.engine_thread import EngineThread
 from plumbline.serving.http import create_app
+from plumbline.serving.models import Models
 from plumbline.serving.openai_schema import ChatCompletionChunk, ChatCompletionRequest, ChunkChoice, Delta, Usage
 from plumbline.serving.text import Detokenizer, StopStrings
 
@@ -43,7 +44,8 @@ def test_request_defaults_null_stop_and_text_parts() -> None:
             "messages": [{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}],
             "stop": "END",
             "temperature": None,
-            "logit_bias": {"5": 1},
+            "logit_bias": {},
+            "unheard_of": 1,
         }
     )
     assert request.messages[0].content == "a b"
@@ -167,7 +169,7 @@ def model() -> ChatModel:
 
 @pytest.fixture(scope="module")
 def client(model: ChatModel) -> Iterator[TestClient]:
-    with TestClient(create_app({"tiny": model}), raise_server_exceptions=False) as client:
+    with TestClient(create_app(Models.of({"tiny": model})), raise_server_exceptions=False) as client:
         yield client
     model.engine.close()
 
@@ -275,7 +277,7 @@ def test_failed_engine_is_told_to_everyone(monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(model.engine._engine, "step", fail)
-    with TestClient(create_app({"tiny": model}), raise_server_exceptions=False) as client:
+    with TestClient(create_app(Models.of({"tiny": model})), raise_server_exceptions=False) as client:
         response = client.post("/v1/chat/completions", json=body())
         assert response.status_code == 500
         assert "out of memory" in response.json()["error"]["message"]

@@ -5,25 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
-import subprocess
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import websocket
 
 from plumbline.cli import main
 from plumbline.evaluation.people.sheet import Key, read_key
+from support.browser import Browser, chromium, needs_browser, wait
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs a browser: install chromium (Debian: apt-get install chromium)"
-)
-PATIENCE = 90  # seconds; a busy machine starts a browser slowly
+pytestmark = needs_browser
 
 HOSTILE = (
     "</script><script>window.owned = 1</script>",
@@ -34,107 +26,10 @@ HOSTILE = (
 )
 
 
-class Browser:
-    """Headless Chromium through its DevTools protocol: real key presses and mouse clicks."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        file = folder / "profile" / "DevToolsActivePort"
-        port = wait(lambda: file.exists() and file.read_text().split("\n")[0])
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as reply:
-            pages = [one for one in json.load(reply) if one["type"] == "page"]
-        self.socket = websocket.create_connection(pages[0]["webSocketDebuggerUrl"], timeout=PATIENCE)
-        self.calls = 0
-        (folder / "downloads").mkdir()
-        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder / "downloads"))
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self.calls += 1
-        self.socket.send(json.dumps({"id": self.calls, "method": method, "params": parameters}))
-        while True:
-            reply = json.loads(self.socket.recv())
-            if reply.get("id") == self.calls:
-                assert "error" not in reply, reply
-                found: dict[str, Any] = reply["result"]
-                return found
-
-    def do(self, script: str) -> Any:
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
-
-    def open(self, page: Path) -> None:
-        self.call("Page.navigate", url=page.as_uri())
-        self.ready(page)
-
-    def ready(self, page: Path) -> None:
-        wait(
-            lambda: self.do(
-                f"location.href === {json.dumps(page.as_uri())} && document.readyState === 'complete' && !window.old"
-            )
-        )
-
-    def reload(self, page: Path) -> None:
-        self.do("window.old = 1")
-        self.call("Page.reload")
-        self.ready(page)
-
-    def press(self, key: str) -> None:
-        text = {"text": key} if len(key) == 1 else {}
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
-        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
-
-    def click(self, selector: str) -> None:
-        found = f"document.querySelector({json.dumps(selector)})"
-        self.do(f"{found}.scrollIntoView({{block: 'center'}})")
-        box = self.do(
-            f"(({{x, y, width, height}}) => ({{x: x + width / 2, y: y + height / 2}}))({found}.getBoundingClientRect())"
-        )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **box)
-
-    def type(self, selector: str, text: str) -> None:
-        self.do(f"document.querySelector({json.dumps(selector)}).focus()")
-        for letter in text:
-            self.press(letter)
-        self.do("document.activeElement.blur()")
-
-    def text(self, selector: str) -> str:
-        return str(self.do(f"document.querySelector({json.dumps(selector)}).textContent"))
-
-    def choose(self, file: Path) -> None:
-        node = self.call("DOM.getDocument")["root"]["nodeId"]
-        found = self.call("DOM.querySelector", nodeId=node, selector="#load")["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=found, files=[str(file)])
-
-    def downloaded(self, name: str) -> Path:
-        file = self.folder / "downloads" / name
-        wait(file.exists)
-        return file.rename(self.folder / f"{self.calls}.csv")
-
-
-def wait(condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    assert CHROMIUM is not None
-    folder = tmp_path_factory.mktemp("browser")
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-    options += ["--remote-debugging-port=0", "--remote-allow-origins=*", f"--user-data-dir={folder / 'profile'}"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([CHROMIUM, *options, "about:blank"], **quiet) as process:
-        try:
-            yield Browser(folder)
-        finally:
-            process.terminate()
+    with chromium(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
 
 
 def exported(folder: Path, kind: str) -> Key:
@@ -166,7 +61,7 @@ def test_pairs_by_keys_and_clicks_from_page_to_figures(
 ) -> None:
     key = exported(tmp_path, "pairwise")
     page, rows = tmp_path / "out" / "sheet.html", key.sheets[0].rows
-    browser.open(page)
+    browser.open(page.as_uri())
 
     for place, row in enumerate(rows):  # every text as it was written, and none of it run
         number = int(row.item[1:])
@@ -192,7 +87,7 @@ def test_pairs_by_keys_and_clicks_from_page_to_figures(
     browser.click("#verdicts button[data-value='2']")
     assert browser.text("#count") == "3 of 5 answered; this is number 4"
     browser.type("#comment", "=1 or 2, t")  # keys in a text are no verdicts
-    browser.reload(page)
+    browser.reload()
     assert browser.text("#count") == "3 of 5 answered; this is number 4"
     assert browser.do("document.querySelector('#comment').value") == "=1 or 2, t"
 
@@ -221,15 +116,15 @@ def test_pairs_by_keys_and_clicks_from_page_to_figures(
     assert found["win_rate"]["value"] == (1.5 if rows[0].models[0] == "apple" else 0.5) / 2
 
     browser.do("localStorage.clear()")  # another machine
-    browser.reload(page)
+    browser.reload()
     assert browser.text("#count").startswith("0 of 5")
     bad = tmp_path / "bad.csv"
     bad.write_text(f"id;verdict\r\n\r\n{rows[0].id};3\r\nnobody;1\r\n")
-    browser.choose(bad)
+    browser.choose("#load", bad)
     wait(lambda: "Nothing was loaded" in browser.text("#message"))
     assert "line 3: verdict '3'" in browser.text("#message")
     assert "line 4: id 'nobody'" in browser.text("#message")
-    browser.choose(file)
+    browser.choose("#load", file)
     wait(lambda: "2 verdicts were loaded" in browser.text("#message"))
     assert browser.do("document.querySelector('#rater').value") == "Åsa B"
     for _ in range(3):
@@ -245,7 +140,7 @@ def test_pairs_by_keys_and_clicks_from_page_to_figures(
 def test_grades_one_answer_at_a_time(tmp_path: Path, browser: Browser, capsys: pytest.CaptureFixture[str]) -> None:
     key = exported(tmp_path, "acceptability")
     page, rows = tmp_path / "out" / "sheet.html", key.sheets[0].rows
-    browser.open(page)
+    browser.open(page.as_uri())
     assert len(rows) == 10
     for row, letter in zip(rows, "abcdABCDaD", strict=True):
         assert browser.do("document.querySelectorAll('#answers pre').length") == 1

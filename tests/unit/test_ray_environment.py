@@ -11,12 +11,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
 
+from plumbline.api.ray_settings import FAST_PROXY
 from plumbline.errors import InvalidInput, PlumblineError
-from plumbline.ray_environment import SETTINGS, apply_settings, check_address
+from plumbline.ray_environment import SETTINGS, _fast_proxy, apply_settings, check_address
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +123,14 @@ def test_an_address_where_nobody_listens_is_worth_another_attempt(host: str) -> 
 def test_checking_an_address_does_not_load_ray() -> None:
     code = "import sys, plumbline.ray_environment as r; r.check_address('auto'); sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_fast_proxy_has_files_and_ports_of_its_own() -> None:
+    one, other = _fast_proxy(), _fast_proxy()
+    assert one.items() >= FAST_PROXY.items()
+    own = {name for name in one if "PORT" in name or one[name].startswith("/")}
+    assert len(own) == 7
+    assert not [name for name in own if one[name] == other[name]]
+    node = "f" * 56  # Ray puts a folder of the node's id between
+    sockets = [Path(one[name]) for name in own if "SOCKET" in name]
+    assert all(len(str(path.parent / node / path.name)) <= 97 for path in sockets)

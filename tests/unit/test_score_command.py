@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,18 @@ from plumbline.evaluation.benchmarks import BENCHMARKS
 from plumbline.evaluation.benchmarks import humaneval as humaneval_task
 from plumbline.evaluation.benchmarks import ifeval as ifeval_task
 from plumbline.evaluation.benchmarks.benchmark import Score
+from plumbline.evaluation.client import Question
+from plumbline.evaluation.journal import Reply
+from plumbline.evaluation.questions import Questions
 from plumbline.evaluation.scoring import humaneval
 from plumbline.evaluation.scoring.humaneval import Problem, pass_at_k, program, score_humaneval
 from plumbline.evaluation.scoring.ifeval import clustered
 from plumbline.evaluation.scoring.mmlu import score_mmlu
 from plumbline.evaluation.scoring.records import read_records
+from plumbline.models.reference import ModelReference
 from plumbline.sandbox import supported
+from plumbline.serving.evaluation import Evaluated
+from plumbline.stages import evaluate
 
 isolated = pytest.mark.skipif(supported() is not None, reason=f"this host cannot isolate programs: {supported()}")
 
@@ -446,6 +453,34 @@ def test_humaneval_as_a_task(shared: Path) -> None:
     wrong = humaneval_task.score("```python\nraise SystemExit(0)\n```", item)
     assert (wrong.value, "SystemExit" in (wrong.extracted or "")) == (0.0, True)
     assert humaneval_task.score("", item) == Score(0.0, None)
+    right = f"```python\n{item.code}```"
+    several = humaneval_task.score_samples(["", right, "pass", right], item, [1, 2, 4])
+    assert (several.value, several.extracted) == (0.5, humaneval_task.score(right, item).extracted)
+    assert several.variants == {"pass@2": pytest.approx(1 - 1 / 6), "pass@4": 1.0}
+
+
+@isolated
+def test_humaneval_with_several_samples_in_a_stage(tmp_path: Path) -> None:
+    """From the questions to the score: of four replies of each model two pass."""
+    problem = {
+        "task_id": "t", "prompt": "def one():\n", "entry_point": "one", "canonical_solution": "    return 1\n",
+        "test": "def check(f):\n    assert f() == 1\n",
+    }  # fmt: skip
+    write(tmp_path / "x.jsonl", problem)
+    spec = task("humaneval", tmp_path / "x.jsonl").model_copy(update={"samples": 4, "k": [1, 2], "temperature": 1.0})
+    questions = Questions.of(spec, ["ours", "base"], "tasks[0]")
+    models = {name: Evaluated(name, f"f-{name}", ModelReference("b"), None) for name in ("ours", "base")}
+
+    def ask(asked: Sequence[Question]) -> list[Reply]:
+        assert len({(one.fingerprint, one.sampling.seed) for one in asked}) == 8
+        return [Reply(f"def one():\n    return {1 + number % 2}", "stop") for number in range(len(asked))]
+
+    replies = evaluate.answers([spec], 0.0, {spec.name: questions}, models, ask)
+    sample = evaluate._sample(spec, questions.items[0], replies[spec.name], None)
+    assert {name: (score.value, score.variants) for name, score in sample.scores.items()} == dict.fromkeys(
+        ("ours", "base"), (0.5, {"pass@2": pytest.approx(1 - 1 / 6)})
+    )
+    assert sample.replies["ours"].text.count("--- next sample ---") == 3
 
 
 def test_humaneval_as_a_task_needs_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from plumbline.evaluation.metrics.bertscore import Encoder, bert_score, unrelate
 from plumbline.evaluation.metrics.bleu import corpus_bleu, sentence_bleu
 from plumbline.evaluation.metrics.rouge import rouge_l
 from plumbline.evaluation.metrics.support import claims_of, supported_facts
+from support.encoders import WORDS, encoder_folder
 
 # ROUGE-L
 
@@ -73,29 +74,10 @@ def test_bleu_of_equal_and_chinese_texts() -> None:
 
 # BERTScore
 
-WORDS = "the a cat dog sat on mat is was hat big small ##s ##ing run blue sky green grass . , !".split()  # noqa: SIM905
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small BERT with random weights."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    path = tmp_path_factory.mktemp("encoder")
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokens),
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=24,
-    )
-    BertModel(config).save_pretrained(path)
-    BertTokenizerFast(vocab={token: i for i, token in enumerate(tokens)}).save_pretrained(path)
-    return path
+    return encoder_folder(tmp_path_factory.mktemp("encoder"))
 
 
 CANDIDATES = ["the cat sat on the mat .", "a big dog", "cats"]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from plumbline.api.report import rollback_key
 from plumbline_operator import names
 from plumbline_operator.builders.metadata import Object, Run
 from plumbline_operator.builders.network_policy import network_policy
+from plumbline_operator.observed import asked_rollback
 
 RBAC = "rbac.authorization.k8s.io"
 
 
 def access(run: Run) -> list[Object]:
-    """ConfigMap (the programs fill it, so it has no `data` here), ServiceAccount, Role, RoleBinding, NetworkPolicy."""
+    """ConfigMap (the programs fill it; in its `data` here is what they are asked for), ServiceAccount, Role, RoleBinding, NetworkPolicy."""
     state, account = names.state(run.meta.name), names.stage_account(run.meta.name)
     own = run.labels("access")
     rule = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [state], "verbs": ["get", "patch"]}
@@ -21,7 +23,7 @@ def access(run: Run) -> list[Object]:
         for name in (account, *_other_accounts(run))
     ]
     objects: list[Object] = [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": run.metadata(state, run.labels("state"))},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": run.metadata(state, run.labels("state")), **_rollbacks(run)},
         {
             "apiVersion": "v1",
             "kind": "ServiceAccount",
@@ -43,6 +45,16 @@ def access(run: Run) -> list[Object]:
         },
     ]
     return [*objects, network_policy(run)] if run.pods.network_policy else objects
+
+
+def _rollbacks(run: Run) -> Object:
+    """What annotations of the run ask of its releases, for the programs that serve: they may read nothing else than this object."""
+    found = {}
+    for stage in run.spec.stages:
+        asked = asked_rollback(run.meta, stage.name)
+        if asked is not None:
+            found[rollback_key(stage.name)] = asked.model_dump_json(by_alias=True, exclude_none=True)
+    return {"data": found} if found else {}
 
 
 def _other_accounts(run: Run) -> list[str]:

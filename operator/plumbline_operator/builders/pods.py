@@ -16,6 +16,8 @@ from plumbline_operator.settings import StagePods
 
 STATE = "/plumbline/state"
 """Where the run's ConfigMap is mounted."""
+SECRETS = "/plumbline/secrets"
+"""Where files of Secrets are, each in a folder of its own: a mount of one file would not follow its changes."""
 HOME = "/plumbline/home"
 WORKSPACE = "/workspace"
 """Where the claim is mounted, unless the workspace's URI says where."""
@@ -59,6 +61,8 @@ class PodPlan:
         drain: seconds that Ray waits on SIGTERM for its work to end before it ends it.
         environment: variables of the contract, named PLUMBLINE_*.
         secrets: variables from Secrets: variable → (name of the Secret, key in it).
+        secret_files: files from Secrets: variable that names the file → (name of the Secret, key in it).
+        settings: further variables, which a template may change.
         shape: what the run says of these Pods.
     """
 
@@ -72,6 +76,8 @@ class PodPlan:
     drain: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, tuple[str, str]] = field(default_factory=dict)
+    secret_files: dict[str, tuple[str, str]] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
     shape: PodShape = field(default_factory=PodShape)
 
 
@@ -145,7 +151,7 @@ def _pod(run: Run, plan: PodPlan) -> Object:
 
 def _container(run: Run, plan: PodPlan) -> Object:
     spec = run.spec
-    variables = {**SETTINGS, "HOME": HOME}
+    variables = {**SETTINGS, **plan.settings, "HOME": HOME}
     if plan.command is None:
         variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = str(plan.drain)
     env: list[Object] = [{"name": name, "value": value} for name, value in variables.items()]
@@ -177,8 +183,14 @@ def _contract(run: Run, plan: PodPlan) -> Object:
         claim, path = workspace
         volumes.append({"name": "workspace", "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": "workspace", "mountPath": path})
+    files = {}
+    for variable, (secret, key) in plan.secret_files.items():
+        name = variable.lower().replace("_", "-")
+        files[variable] = f"{SECRETS}/{name}/{key}"
+        volumes.append({"name": name, "secret": {"secretName": secret, "items": [{"key": key, "path": key}]}})
+        mounts.append({"name": name, "mountPath": f"{SECRETS}/{name}", "readOnly": True})
     own = {"PLUMBLINE_STATE": f"{run.meta.namespace}/{state}", "PLUMBLINE_RUN_UID": run.meta.uid}
-    environment = own | plan.environment
+    environment = own | files | plan.environment
     container: Object = {
         "name": plan.container,
         "workingDir": workspace[1] if workspace is not None else "/tmp",

@@ -36,6 +36,8 @@ class Marks:
     drain: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, tuple[str, str]] = field(default_factory=dict)
+    secret_files: dict[str, tuple[str, str]] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 def worker_groups(run: Run, stage: Stage) -> list[WorkerGroup]:
@@ -61,7 +63,7 @@ def _groups_of_kind(spec: StageSpec) -> list[WorkerGroup]:
         case SynthesizeSpec():
             return [WorkerGroup(min_replicas=0, max_replicas=1)] if spec.asks_own_model else []
         case ServeSpec():
-            return [WorkerGroup(replicas=spec.replicas)]
+            return [_replicas(spec)]
         case RlhfSpec():
             return [_trainers(spec), *_rollouts(spec)]
         case TrainingSpec():
@@ -76,6 +78,15 @@ def _trainers(spec: TrainingSpec) -> WorkerGroup:
     if least == most:
         return WorkerGroup(replicas=most)
     return WorkerGroup(replicas=least, min_replicas=least, max_replicas=most)
+
+
+def _replicas(spec: ServeSpec) -> WorkerGroup:
+    """A Pod for each replica."""
+    scaling = spec.autoscaling
+    if scaling is None:
+        return WorkerGroup(replicas=spec.replicas)
+    low, high = scaling.min_replicas, scaling.max_replicas
+    return WorkerGroup(replicas=min(max(spec.replicas, low), high), min_replicas=low, max_replicas=high)
 
 
 def _rollouts(spec: RlhfSpec) -> list[WorkerGroup]:
@@ -109,7 +120,7 @@ def ray_cluster(run: Run, stage: Stage, marks: Marks) -> Object:
     """The RayClusterSpec: authenticated, and autoscaled where a group has a range."""
     cluster = overridden(run.spec.cluster, stage.cluster)
     groups = worker_groups(run, stage)
-    marks = replace(marks, secrets=stage.spec.secrets())
+    marks = replace(marks, secrets=stage.spec.secrets(), secret_files=stage.spec.secret_files())
     # Kueue counts Pods at admission and refuses autoscaled clusters.
     autoscaled = not run.spec.queue_name and any(group.autoscaled for group in groups)
     image = cluster.image or run.pods.image
@@ -177,6 +188,8 @@ def _pod(container: str, shape: PodShape, image: str, marks: Marks) -> pods.PodP
         drain=marks.drain,
         environment=marks.environment,
         secrets=marks.secrets,
+        secret_files=marks.secret_files,
+        settings=marks.settings,
         shape=shape,
     )
 

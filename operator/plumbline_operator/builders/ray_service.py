@@ -6,7 +6,9 @@ import json
 import re
 
 from plumbline.api import labels
+from plumbline.api.ray_settings import FAST_PROXY
 from plumbline.api.report import run_key
+from plumbline.api.stages.serve import ServeSpec
 from plumbline_operator import names
 from plumbline_operator.builders import pods
 from plumbline_operator.builders.metadata import Object, Run
@@ -16,7 +18,6 @@ from plumbline_operator.observed import HEALTHY, HEALTHY_FINGERPRINT, REFUSED, R
 
 PORT = 8000
 APPLICATION = "model"
-DRAIN_SECONDS = 60  # for answers under way, when a node is drained and when traffic moves to a new version
 
 
 def ray_service(run: Run, endpoint: Endpoint) -> Object:
@@ -30,14 +31,19 @@ def ray_service(run: Run, endpoint: Endpoint) -> Object:
     annotations = {**fingerprint, SHAPE: endpoint.shape, REPLACES: endpoint.replaces}
     if endpoint.keep is not None and endpoint.keep_fingerprint is not None:
         annotations |= {HEALTHY: _compact(endpoint.keep), HEALTHY_FINGERPRINT: endpoint.keep_fingerprint}
-    marks = Marks(own, fingerprint, DRAIN_SECONDS, {"PLUMBLINE_FINGERPRINT": endpoint.fingerprint})
-    cluster = ray_cluster(run, run.stage(endpoint.stage), marks)
+    stage = run.stage(endpoint.stage)
+    assert isinstance(stage.spec, ServeSpec)
+    drain = stage.spec.drain_seconds  # when a node is drained, and when traffic moves to a new version
+    marks = Marks(own, fingerprint, drain, {"PLUMBLINE_FINGERPRINT": endpoint.fingerprint}, settings=FAST_PROXY)
+    cluster = ray_cluster(run, stage, marks)
+    to_zero = stage.spec.autoscaling is not None and not stage.spec.autoscaling.min_replicas
     spec = {
         "serveConfigV2": _serve_config(endpoint),
         "upgradeStrategy": {"type": "NewCluster"},
-        "rayClusterDeletionDelaySeconds": DRAIN_SECONDS,
-        # A head that Ray places no work on has no replica, and requests would take one hop more.
-        "excludeHeadPodFromServeSvc": "num-cpus" in cluster["headGroupSpec"]["rayStartParams"],
+        "rayClusterDeletionDelaySeconds": drain,
+        # A head that Ray places no work on has no replica, and requests would take one hop more; but where there may be no other Pod,
+        # it takes the request that brings one up.
+        "excludeHeadPodFromServeSvc": "num-cpus" in cluster["headGroupSpec"]["rayStartParams"] and not to_zero,
         "rayClusterConfig": cluster,
     }
     return _service(run, endpoint.stage, own, annotations, spec)

@@ -141,6 +141,11 @@ class StageSpec(SpecModel):
         """Environment variables that the stage's Pods take from Secrets: variable → (name of the Secret, key in it)."""
         return {}
 
+    def secret_files(self) -> dict[str, tuple[str, str]]:
+        """Files that the stage's Pods have from Secrets, and that follow their changes: environment variable that names the file →
+        (name of the Secret, key in it)."""
+        return {}
+
     def libraries(self) -> dict[str, tuple[str, str]]:
         """Optional libraries that the stage's program needs, by field path below the block: (module, extra that brings it)."""
         return {}

@@ -12,6 +12,8 @@ PLAN = "plumbline.dev/plan"
 """Generation of the run whose plan this object follows."""
 FINGERPRINT = "plumbline.dev/fingerprint"
 """Annotation: fingerprint of the stage."""
+ROLLBACK = "plumbline.dev/rollback-"
+"""Annotation on a run, followed by a serve stage's name: a `Rollback` (`plumbline.api.report`) as JSON."""
 RETRY = "plumbline.dev/retry-"
 """Annotation on a run, followed by a stage's name: the attempt after which that stage is to be tried again. It is inert
 once a later attempt has begun, so that it works once and nobody needs to remove it."""

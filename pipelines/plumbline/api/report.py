@@ -3,12 +3,15 @@
     run-GENERATION.json     the RUN.json of the stage program
     plan-GENERATION.json    `PlanReport`
     stage-NAME.json         `StageReport`
+    rollback-NAME.json      `Rollback`; this one the operator writes, and the serving programs read
 
 The reader trusts nothing in it: a value that does not validate is passed over.
 """
 
 from __future__ import annotations
 
+import secrets
+import time
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -31,6 +34,24 @@ def plan_key(generation: int) -> str:
 
 def stage_key(stage: str) -> str:
     return f"stage-{stage}.json"
+
+
+def rollback_key(stage: str) -> str:
+    return f"rollback-{stage}.json"
+
+
+class Rollback(SpecModel):
+    """What somebody asks of a serve stage's release."""
+
+    id: str = Field(pattern=r"^[0-9]{10}\.[0-9]{3}-[0-9a-f]{8}$")
+    """Unix time, and what tells it from others of the same moment: the later of two is the greater string."""
+    to: str | None = Field(default=None, min_length=1, max_length=64)
+    """Fingerprint of the stage or of its model; None: what served before."""
+
+    @classmethod
+    def make(cls, to: str | None) -> Rollback:
+        """A new one."""
+        return cls(id=f"{time.time():014.3f}-{secrets.token_hex(4)}", to=to)
 
 
 class Failure(SpecModel):

@@ -23,16 +23,17 @@ CONTEXT_CUT = "context_cut"  # finish reason where the beginning of a text did n
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one reply is drawn. It ends before the first of the `stop` strings."""
+    """How one reply is drawn. It ends before the first of the `stop` strings. `top_p` None: all tokens."""
 
     temperature: float
     max_tokens: int
     seed: int
     stop: tuple[str, ...] = ()
+    top_p: float | None = None
 
     def fields(self) -> dict[str, Any]:
-        """Of the request. Without stop strings there is no word of them."""
-        return {name: value for name, value in asdict(self).items() if value != ()}
+        """Of the request. Of what is not asked for there is no word."""
+        return {name: value for name, value in asdict(self).items() if value not in ((), None)}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Question:
         sampling: how to draw the reply; of no meaning with choices.
         choices: continuations of the one message, which is plain text then, without a chat template. The reply holds a JSON list with the
             natural log-likelihood of each, as `benchmarks.benchmark.likelihoods` reads it.
+        greedy: the list holds of each choice also whether greedy sampling would write it: `[likelihood, true]`.
+        plain: the one message is plain text that goes on, without a chat template.
     """
 
     model: str
@@ -53,12 +56,15 @@ class Question:
     messages: list[Message]
     sampling: Sampling
     choices: tuple[str, ...] = ()
+    greedy: bool = False
+    plain: bool = False
 
     @property
     def key(self) -> str:
         """Equal for equal questions to equal models, whatever the model is called."""
         facts: list[Any] = [self.fingerprint, self.messages]
         facts += [list(self.choices)] if self.choices else [self.sampling.fields()]
+        facts += [name for name in ("greedy", "plain") if getattr(self, name)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -132,12 +138,19 @@ async def _ask_all(
 
 
 async def _ask(session: aiohttp.ClientSession, base_url: str, question: Question, delays: Sequence[float]) -> Reply:
-    url = f"{base_url}/chat/completions"
-    body = {"model": question.model, "messages": question.messages, "stream": False, **question.sampling.fields()}
+    if question.plain:
+        url, asked = f"{base_url}/completions", {"prompt": question.messages[0]["content"]}
+    else:
+        url, asked = f"{base_url}/chat/completions", {"messages": question.messages}
+    body = {"model": question.model, **asked, "stream": False, **question.sampling.fields()}
     status, text = await _post(session, url, body, question.model, delays)
     if _is_too_long(status, text):
-        # Prompt and max_tokens together do not fit. Without the limit an endpoint gives what room is left, which is less.
-        del body["max_tokens"]
+        # Prompt and max_tokens together do not fit. Without the limit an endpoint gives what room is left, which is less. Completions have no
+        # such default, and there the text loses its beginning, as in lm-evaluation-harness.
+        if question.plain:
+            body["truncate_prompt_tokens"] = -1
+        else:
+            del body["max_tokens"]
         status, text = await _post(session, url, body, question.model, delays)
         if _is_too_long(status, text):
             return Reply("", TOO_LONG)
@@ -159,7 +172,7 @@ async def _score(session: aiohttp.ClientSession, base_url: str, question: Questi
     context = text.rstrip()
     texts = [text + choice for choice in question.choices]
     body = {
-        "model": question.model, "prompt": texts, "max_tokens": 0, "echo": True, "logprobs": 0, "temperature": 0,
+        "model": question.model, "prompt": texts, "max_tokens": 0, "echo": True, "logprobs": int(question.greedy), "temperature": 0,
         "echo_from": len(context), "truncate_prompt_tokens": -1,
     }  # fmt: skip
     status, answer = await _post(session, url, body, question.model, delays)
@@ -172,8 +185,8 @@ async def _score(session: aiohttp.ClientSession, base_url: str, question: Questi
         told = [
             _likelihood(choice["logprobs"], len(context), len(whole)) for choice, whole in zip(choices, texts, strict=False)
         ]
-        found = [value for value, _ in told]
-        cut = any(choice.get("prompt_tokens_cut") for choice in choices) or any(lost for _, lost in told)
+        found = [[value, greedy] if question.greedy else value for value, greedy, _ in told]
+        cut = any(choice.get("prompt_tokens_cut") for choice in choices) or any(lost for *_, lost in told)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise PlumblineError(f"{url} answers with something that is no completion ({error!r}): {answer[:200]}") from error
     if len(choices) != len(texts):
@@ -181,9 +194,9 @@ async def _score(session: aiohttp.ClientSession, base_url: str, question: Questi
     return Reply(json.dumps(found), CONTEXT_CUT if cut else "stop")
 
 
-def _likelihood(told: dict[str, Any], context: int, length: int) -> tuple[float, bool]:
-    """Sum over what is told, or where that begins with the context over the tokens that end behind its `context` characters; and whether the text of
-    `length` characters lost its beginning.
+def _likelihood(told: dict[str, Any], context: int, length: int) -> tuple[float, bool, bool]:
+    """Sum over what is told, or where that begins with the context over the tokens that end behind its `context` characters; whether each of them is the
+    likeliest in its place, where the likeliest are told; and whether the text of `length` characters lost its beginning.
 
     Offsets are counted from the end: some servers count a token that begins every text as part of it, others tell only what they kept.
 
@@ -191,14 +204,17 @@ def _likelihood(told: dict[str, Any], context: int, length: int) -> tuple[float,
         ValueError: there is none, or one without a probability.
     """
     logprobs, cut = told["token_logprobs"], False
+    likeliest = told.get("top_logprobs") or [None] * len(logprobs)
     if logprobs[0] is None:  # the first token of a text has no probability
         ends = [start + len(token) for start, token in zip(told["text_offset"], told["tokens"], strict=True)]
         shift = ends[-1] - length
         cut = shift < 0
-        logprobs = [value for value, end in zip(logprobs, ends, strict=True) if end - shift > context]
+        kept = [place for place, end in enumerate(ends) if end - shift > context]
+        logprobs, likeliest = [logprobs[place] for place in kept], [likeliest[place] for place in kept]
     if not logprobs or None in logprobs:
         raise ValueError("a choice has a token without a probability, or has none")
-    return float(sum(logprobs)), cut
+    greedy = all(top and value >= max(top.values()) for value, top in zip(logprobs, likeliest, strict=True))
+    return float(sum(logprobs)), greedy, cut
 
 
 async def _post(
@@ -232,8 +248,10 @@ def _reply(url: str, text: str) -> Reply:
     try:
         body = json.loads(text)
         choice, usage = body["choices"][0], body.get("usage") or {}
+        cut = CONTEXT_CUT if choice.get("prompt_tokens_cut") else ""
         taken = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-        return Reply(str(choice["message"]["content"] or ""), str(choice["finish_reason"]), *taken)
+        said = choice["text"] if "text" in choice else choice["message"]["content"]
+        return Reply(str(said or ""), cut or str(choice["finish_reason"]), *taken)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise PlumblineError(f"{url} answers with something that is no chat completion ({error!r}): {text[:200]}") from error
 

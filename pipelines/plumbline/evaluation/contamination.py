@@ -10,7 +10,7 @@ from typing import Any, Literal
 import fsspec
 
 from plumbline.api.base import ArtifactType
-from plumbline.api.stages.evaluate import TaskSpec
+from plumbline.api.stages.evaluate import HARNESS, TaskSpec
 from plumbline.artifacts import Artifact, Workspace
 from plumbline.data.decontamination.findings import FILE
 from plumbline.evaluation import statistics
@@ -140,9 +140,10 @@ def _report(dataset: Artifact | None) -> dict[str, Any]:
 
 def _exposure(task: TaskSpec, identities: Mapping[str, str], reports: Sequence[tuple[Member, dict[str, Any]]]) -> Exposure:
     unchecked: list[str] = []
-    if task.uri is None:
-        unchecked = [_name(dataset) for dataset, _ in reports if not _is_disjoint(dataset)]
-        return Exposure(tuple(dict.fromkeys(unchecked)), disjoint=not unchecked)
+    if task.uri is None:  # skills, which are generated, or tasks of the harness, which nobody compares with data
+        generated = task.benchmark != HARNESS
+        unchecked = [_name(dataset) for dataset, _ in reports if not generated or not _is_disjoint(dataset)]
+        return Exposure(tuple(dict.fromkeys(unchecked)), disjoint=generated and not unchecked)
     items: dict[str, bool] = {}
     for dataset, report in reports:
         found = [

@@ -22,12 +22,14 @@ class Asked:
     Attributes:
         model: its name at the endpoint.
         fingerprint: what tells its content from another's.
+        sample: which of several replies to the same item, from 0.
     """
 
     task: TaskSpec
     item: Item
     model: str
     fingerprint: str
+    sample: int = 0
 
 
 def converse(asked: Sequence[Asked], temperature: float, ask: Ask) -> list[tuple[Reply, ...]]:
@@ -58,13 +60,15 @@ def converse(asked: Sequence[Asked], temperature: float, ask: Ask) -> list[tuple
     return [tuple(found) for found in replies]
 
 
-def item_seed(task: TaskSpec, item: Item, turn: int = 0) -> int:
+def item_seed(task: TaskSpec, item: Item, turn: int = 0, sample: int = 0) -> int:
     """The sampling seed of an item: its own, so that items are independent, and the same for every model."""
-    digest = hashlib.sha256(f"{task.seed}:{task.name}:{item.id}{f':{turn}' if turn else ''}".encode()).digest()
+    part = f":{turn}" if turn else ""
+    part += f":sample {sample}" if sample else ""
+    digest = hashlib.sha256(f"{task.seed}:{task.name}:{item.id}{part}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 def _question(one: Asked, chat: list[Message], turn: int, temperature: float) -> Question:
-    given = one.item.temperature
-    sampling = Sampling(temperature if given is None else given, one.task.max_tokens, item_seed(one.task, one.item, turn))
+    given = next((own for own in (one.task.temperature, one.item.temperature) if own is not None), temperature)
+    sampling = Sampling(given, one.task.max_tokens, item_seed(one.task, one.item, turn, one.sample), one.item.stop)
     return Question(one.model, one.fingerprint, list(chat), sampling, one.item.choices)

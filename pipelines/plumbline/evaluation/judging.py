@@ -17,6 +17,7 @@ from plumbline.evaluation.judges import grades, pairs
 from plumbline.evaluation.judges.biases import Figures, figures
 from plumbline.evaluation.judges.calls import Call, again
 from plumbline.evaluation.judges.grades import Grade, Graded
+from plumbline.evaluation.judges.length_controlled import LengthControlled
 from plumbline.evaluation.judges.pairs import Pair, PairJudgment, for_people
 from plumbline.evaluation.judges.qualification import Labelled, Qualification, Thresholds, qualify
 from plumbline.evaluation.judges.self_tests import Limits, Sample, SelfTest, outcomes, probes, results, tripwire
@@ -71,6 +72,7 @@ class Judged:
         judgments: of its pairs, for their figures; empty where answers were graded.
         look_at: ids of items that people should look at, the most undecided first.
         figures: of the judge on these pairs; None where answers were graded.
+        controlled: the length-controlled win rate, where difficulties are given.
         unscored: items that lack a score, by what was wrong with the replies.
         rows: the log, a row a judgment.
     """
@@ -82,6 +84,7 @@ class Judged:
     figures: Figures | None
     unscored: Mapping[str, int]
     rows: Sequence[dict[str, Any]] = field(repr=False)
+    controlled: LengthControlled | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,14 @@ def case_of(item: Item) -> Case:
 
 
 def compare(
-    task: TaskSpec, items: Sequence[Item], answers: AnswersOf, candidate: str, opponent: str, judge: Judge, confidence: float
+    task: TaskSpec,
+    items: Sequence[Item],
+    answers: AnswersOf,
+    candidate: str,
+    opponent: str,
+    judge: Judge,
+    confidence: float,
+    difficulty: Mapping[str, float] | None = None,
 ) -> Judged:
     """Compare the candidate's answers with the opponent's, every turn in both orders.
 
@@ -129,6 +139,7 @@ def compare(
         answers: of both.
         judge: who compares.
         confidence: level of the intervals of the figures.
+        difficulty: of each item, by id, for the length-controlled win rate.
     """
     # Numbers, not ids, name the pairs: an id may look like that of another's turn.
     by_item = {
@@ -147,7 +158,8 @@ def compare(
             continue
         won = sum(outcome for outcome in worth if outcome is not None) / len(worth)
         how = ", ".join(found[pair.id].decision for pair in of)
-        scores[known] = {candidate: Score(won, how), opponent: Score(1 - won, how)}
+        longer = sum(found[pair.id].lengths[0] - found[pair.id].lengths[1] for pair in of)
+        scores[known] = {candidate: Score(won, how, longer=longer), opponent: Score(1 - won, how, longer=-longer)}
     judgments = list(found.values())
     rows = [
         {
@@ -162,8 +174,18 @@ def compare(
     undecided = for_people(judgments)
     owner = {pair.id: known for known, of in by_item.items() for pair in of}
     look_at = tuple(dict.fromkeys(owner[one] for one in undecided))
+    controlled = None
+    if difficulty is not None:
+        controlled = LengthControlled.of(difficulty, {known: of[candidate] for known, of in scores.items() if of})
     return Judged(
-        task.name, scores, judgments, look_at, figures(judgments, confidence), dict(sorted(unscored.items())), rows
+        task.name,
+        scores,
+        judgments,
+        look_at,
+        figures(judgments, confidence),
+        dict(sorted(unscored.items())),
+        rows,
+        controlled,
     )
 
 

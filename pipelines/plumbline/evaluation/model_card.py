@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
-from urllib.parse import urlsplit
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from plumbline import __version__
 from plumbline.api.base import ArtifactType
 from plumbline.api.stages.evaluate import JUDGED, TaskSpec
+from plumbline.evaluation.address import public
 from plumbline.hub import DATASETS
 
 Values = Mapping[str, Any]
@@ -52,7 +52,7 @@ def card(
     fingerprint = next((one["fingerprint"] for one in report["models"] if one["name"] == candidate), None)
     data = [one for one in manifests if _type(one) in (ArtifactType.DATASET, ArtifactType.PREFERENCE_DATASET)]
     shown = {one["fingerprint"]: (cards or {}).get(one["fingerprint"]) for one in data}
-    about = f"`{_code(candidate)}` of the run `{_code(report['run'])}`, made of `{_code(_address(base))}`"
+    about = f"`{_code(candidate)}` of the run `{_code(report['run'])}`, made of `{_code(public(base))}`"
     about += f" (commit {_text(revision)})" if revision else ""
     about += f", evaluated by its stage `{_code(report['stage'])}`. Written by Plumbline {__version__}."
     parts = [
@@ -99,7 +99,7 @@ def _results(report: Values, score: Values) -> Iterable[EvalResult]:
     for variant, one in figures.items():
         yield EvalResult(
             task_type=_HUB_TASK,
-            dataset_type=task.benchmark,
+            dataset_type=task.harness_task or task.benchmark,
             dataset_name=task.name,
             dataset_config=task.name,  # the hub's form tells tasks apart by it, not by their names
             metric_type=_metric(task),
@@ -116,7 +116,7 @@ def _evaluation(report: Values, candidate: str) -> list[str]:
     rows = [
         [
             _text(score["task"]),
-            _text(_task(report, score["task"]).benchmark),
+            _text(_benchmark(_task(report, score["task"]))),
             _text(score["model"]),
             _metric(_task(report, score["task"])),
             _interval(score["score"], score),
@@ -173,7 +173,7 @@ def _data(manifest: Values, found: Values | None) -> str:
         return f"{title}\n\n" + ("Its data card is lost." if rows is None else f"{rows:,} rows; its data card is lost.")
     kept = f"{found['rows']:,} of {found['records']:,} records were kept ({_text(found['form'])})."
     sources = [
-        [_text(one["name"]), f"`{_code(_address(one['uri']))}`", f"{one['records']:,}", f"{one['rows']:,}"]
+        [_text(one["name"]), f"`{_code(public(one['uri']))}`", f"{one['records']:,}", f"{one['rows']:,}"]
         for one in found["sources"]
     ]
     lines = [title, kept, _table(["source", "where", "records", "rows"], sources)]
@@ -244,7 +244,13 @@ def _task(report: Values, name: str) -> TaskSpec:
     return TaskSpec.model_validate(next(one for one in report["tasks"] if one["name"] == name))
 
 
+def _benchmark(task: TaskSpec) -> str:
+    return task.benchmark if task.harness_task is None else f"{task.harness_task} (lm-evaluation-harness)"
+
+
 def _metric(task: TaskSpec) -> str:
+    if task.harness_task is not None:
+        return task.harness_metric or "score"
     if task.benchmark in JUDGED:
         return "win_rate" if task.pairwise else "judge_score"
     return METRICS.get(task.benchmark, "accuracy")
@@ -252,17 +258,6 @@ def _metric(task: TaskSpec) -> str:
 
 def _type(manifest: Values) -> ArtifactType:
     return ArtifactType(manifest["type"])
-
-
-def _address(uri: str) -> str:
-    """An address without user, password and query, which may hold keys."""
-    try:
-        parts = urlsplit(uri)
-    except ValueError:
-        return uri.partition("://")[0] + "://…"
-    if not parts.netloc:
-        return uri
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

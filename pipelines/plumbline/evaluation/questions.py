@@ -10,6 +10,7 @@ from plumbline.errors import InvalidInput
 from plumbline.evaluation.benchmarks import QUESTIONS
 from plumbline.evaluation.benchmarks.benchmark import Item
 from plumbline.evaluation.benchmarks.open_questions import stored_answers
+from plumbline.evaluation.judges.length_controlled import difficulties_of
 
 STORED = "stored answers"
 """Name of whoever gave the answers of `opponents`; no stage can have it."""
@@ -25,6 +26,7 @@ class Questions:
         opponent: of a pairwise task, whom the candidate is compared with.
         stored: the opponent's answers, where they are not asked for.
         remarks: what a reader of the figures must know.
+        difficulty: of each item's instruction, by item id, where the length-controlled win rate is asked for.
     """
 
     items: list[Item]
@@ -32,6 +34,7 @@ class Questions:
     opponent: str | None = None
     stored: Mapping[str, tuple[str, ...]] | None = None
     remarks: tuple[str, ...] = ()
+    difficulty: Mapping[str, float] | None = None
 
     @classmethod
     def of(cls, task: TaskSpec, models: Sequence[str], where: str) -> Questions:
@@ -47,6 +50,7 @@ class Questions:
         """
         items = QUESTIONS[task.benchmark].load(task)
         candidate, *baselines = models
+        difficulty = difficulties_of(task.difficulties, items, f"{where}.difficulties") if task.difficulties else None
         if not task.pairwise:
             return cls(items, list(models))
         if task.opponents is None:
@@ -57,7 +61,7 @@ class Questions:
                     f"{where}.against: {problem}; baselines: {', '.join(baselines) or 'none but the candidate itself'}; "
                     "name another in inputs.baselines, or give stored answers as opponents"
                 )
-            return cls(items, [candidate, against], against)
+            return cls(items, [candidate, against], against, difficulty=difficulty)
         stored = stored_answers(task.opponents, items, f"{where}.opponents")
         known = [item for item in items if item.id in stored]
         for item in known:
@@ -71,4 +75,4 @@ class Questions:
             if missing
             else ()
         )
-        return cls(known, [candidate], STORED, stored, remark)
+        return cls(known, [candidate], STORED, stored, remark, difficulty)

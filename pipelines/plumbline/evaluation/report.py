@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plumbline.api.stages.evaluate import TaskSpec
+from plumbline.evaluation.address import public
 from plumbline.evaluation.charts import curve_chart, score_chart
 from plumbline.evaluation.contamination import Cleanliness
 from plumbline.evaluation.gate import RuleResult
@@ -91,13 +92,18 @@ def report_json(setting: Setting, results: Results, lineage: Sequence[Ancestor])
         "run": setting.run,
         "stage": setting.stage,
         "models": [{"name": name, "fingerprint": fingerprint} for name, fingerprint in setting.models.items()],
-        "tasks": [task.model_dump(mode="json", by_alias=True) for task in setting.tasks],
+        "tasks": [_task_json(task) for task in setting.tasks],
         "temperature": setting.temperature,
         **results.to_json(),
         "judge": setting.judge.to_json() if setting.judge else None,
         "cost": {who: dict(of) for who, of in setting.cost.items()},
         "lineage": [asdict(ancestor) for ancestor in lineage],
     }
+
+
+def _task_json(task: TaskSpec) -> dict[str, Any]:
+    values = task.model_dump(mode="json", by_alias=True)
+    return {name: public(value) if isinstance(value, str) and "://" in value else value for name, value in values.items()}
 
 
 def sample_rows(setting: Setting, samples: Sequence[Sample]) -> Iterable[dict[str, Any]]:

@@ -46,9 +46,6 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser], 
     add("resume", functools.partial(_suspend, False), "let a suspended run go on")
     retry = add("retry", _retry, "try a failed stage again")
     retry.add_argument("stage", metavar="STAGE", help="name of the stage")
-    chat = add("chat", _chat, "talk to the served model")
-    chat.add_argument("--endpoint", metavar="URL", help="base URL; default: that of the run, with its port forwarded")
-    chat.add_argument("--message", metavar="TEXT", help="ask this only; default: a conversation")
 
 
 def _interruptible(function: Command) -> Command:
@@ -243,21 +240,6 @@ def _retry(options: argparse.Namespace) -> int:
     cluster.patch(options.run, {"metadata": {"annotations": {f"{labels.RETRY}{options.stage}": attempt}}})
     print(f"{options.run}: '{options.stage}' is tried again after attempt {attempt}")
     return 0
-
-
-def _chat(options: argparse.Namespace) -> int:
-    from plumbline.errors import PlumblineError
-    from plumbline.kubectl.chat import chat
-
-    if options.endpoint:
-        return chat(options.endpoint, None, options.message)
-    run = _cluster(options).run(options.run)
-    status = run.get("status") or {}
-    if not status.get("endpoint"):
-        serving = [stage for stage in status.get("stages") or [] if stage["kind"] == "serve"]
-        why = serving[0].get("message") or f"its serve stage is {serving[0]['phase']}" if serving else "it serves nothing"
-        raise PlumblineError(f"run '{options.run}' has no endpoint: {why}")
-    return chat(status["endpoint"], options.context, options.message)
 
 
 def _stages(run: Run) -> list[dict[str, Any]]:

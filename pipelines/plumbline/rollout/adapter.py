@@ -52,7 +52,7 @@ class AdaptedWeights:
         Raises:
             InvalidInput: the tensors do not fit; nothing has changed then.
         """
-        pairs = self._pairs(tensors)
+        pairs = self.pairs(tensors)
         for module in self._base.keys() - pairs.keys():
             self._weights[module].copy_(self._base[module])
         for module, (a, b, lengths) in pairs.items():
@@ -73,7 +73,12 @@ class AdaptedWeights:
         alpha = alphas.get(get_pattern_key(list(alphas), module), self._config.lora_alpha)
         return float(alpha / math.sqrt(rank) if self._config.use_rslora else alpha / rank)
 
-    def _pairs(self, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    def pairs(self, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """Module → A, B and DoRA's lengths.
+
+        Raises:
+            InvalidInput: see `load`.
+        """
         if self._config is None:
             raise InvalidInput(
                 "adapter: this engine was built without an adapter configuration; give it one to load adapters"

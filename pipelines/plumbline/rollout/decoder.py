@@ -11,8 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from plumbline.rollout.low_rank import Deltas, Site
+
 ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 STATIC_ROPE = frozenset({"default", "linear", "llama3"})  # the others change their frequencies with the length
+
+SITES = 4  # of a layer
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -68,6 +72,7 @@ class Decoder:
         self.head = model.get_output_embeddings().weight.detach()
         self.norm = model.model.norm.weight.detach()
         self.layers = [_layer(block) for block in model.model.layers]
+        self.sites = _sites(model)
         self.device = self.embedding.device
         positions = torch.arange(max_length, device=self.device)
         cos, sin = model.model.rotary_emb(self.embedding[:1], positions[None])
@@ -88,7 +93,14 @@ class Decoder:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def prefill(self, tokens: torch.Tensor, lengths: torch.Tensor, slots: torch.Tensor, start: int = 0) -> torch.Tensor:
+    def prefill(
+        self,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        slots: torch.Tensor,
+        start: int = 0,
+        deltas: Deltas | None = None,
+    ) -> torch.Tensor:
         """Read prompts into their slots.
 
         Args:
@@ -96,6 +108,7 @@ class Decoder:
             lengths: [rows].
             slots: [rows].
             start: positions that the slots hold already; tokens and lengths are those beyond.
+            deltas: what adapters add for these rows.
 
         Returns:
             Logits after the last token of each prompt, [rows, vocabulary].
@@ -117,16 +130,19 @@ class Decoder:
                 k, v = self.keys[i][slots, :, :end], self.values[i][slots, :, :end]
             return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
 
-        hidden = self._forward(tokens, positions.expand(rows, -1), attend)
-        return self._logits(hidden[torch.arange(rows, device=self.device), lengths - 1])
+        hidden = self._forward(tokens, positions.expand(rows, -1), attend, deltas)
+        return self._logits(hidden[torch.arange(rows, device=self.device), lengths - 1], deltas)
 
-    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, width: int) -> torch.Tensor:
+    def decode(
+        self, tokens: torch.Tensor, positions: torch.Tensor, width: int, deltas: Deltas | None = None
+    ) -> torch.Tensor:
         """One token for each of the first slots.
 
         Args:
             tokens: [rows]; row i belongs to slot i.
             positions: [rows], where each token stands in its sequence.
             width: above every position.
+            deltas: what adapters add for these rows.
 
         Returns:
             Logits after the tokens, [rows, vocabulary].
@@ -145,20 +161,21 @@ class Decoder:
             out = F.scaled_dot_product_attention(q, self.keys[i][:rows, :, :width], self.values[i][:rows, :, :width], mask)
             return out.reshape(rows, self.heads, 1, self.head_dim)
 
-        return self._logits(self._forward(tokens[:, None], positions[:, None], attend)[:, 0])
+        return self._logits(self._forward(tokens[:, None], positions[:, None], attend, deltas)[:, 0], deltas)
 
     def copy(self, source: int, targets: list[int], length: int) -> None:
         """Give other slots the first `length` positions of a slot."""
         for cache in (*self.keys, *self.values):
             cache[targets, :, :length] = cache[source, :, :length]
 
-    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend, deltas: Deltas | None) -> torch.Tensor:
         rows, width = tokens.shape
         heads, kv = self.heads, self.kv_heads
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         x = F.embedding(tokens, self.embedding)
         for i, layer in enumerate(self.layers):
-            qkv = F.linear(self._normed(x, layer.attention_norm), layer.qkv, layer.qkv_bias)
+            site = SITES * i
+            qkv = _linear(self._normed(x, layer.attention_norm), layer.qkv, layer.qkv_bias, deltas, site)
             qkv = qkv.view(rows, width, heads + 2 * kv, self.head_dim).transpose(1, 2)
             qk, v = qkv[:, : heads + kv], qkv[:, heads + kv :]
             if layer.q_norm is not None and layer.k_norm is not None:
@@ -166,16 +183,25 @@ class Decoder:
             first, second = qk.chunk(2, -1)
             qk = qk * cos + torch.cat([-second, first], -1) * sin
             mixed = attend(i, qk[:, :heads], qk[:, heads:], v).transpose(1, 2).reshape(rows, width, -1)
-            x = x + F.linear(mixed, layer.out, layer.out_bias)
-            gate, up = F.linear(self._normed(x, layer.mlp_norm), layer.gate_up).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * up, layer.down)
+            x = x + _linear(mixed, layer.out, layer.out_bias, deltas, site + 1)
+            gate, up = _linear(self._normed(x, layer.mlp_norm), layer.gate_up, None, deltas, site + 2).chunk(2, -1)
+            x = x + _linear(F.silu(gate) * up, layer.down, None, deltas, site + 3)
         return x
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, self.epsilon)
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return F.linear(self._normed(hidden, self.norm), self.head)
+    def _logits(self, hidden: torch.Tensor, deltas: Deltas | None) -> torch.Tensor:
+        return _linear(self._normed(hidden, self.norm)[:, None], self.head, None, deltas, -1)[:, 0]
+
+
+def _linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, deltas: Deltas | None, site: int
+) -> torch.Tensor:
+    y = F.linear(x, weight, bias)
+    if deltas is not None and (delta := deltas[site]) is not None:
+        delta.add(x, y)
+    return y
 
 
 def linear_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -187,6 +213,27 @@ def linear_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         # transformers' Conv1D (GPT-2) is a linear layer with a transposed weight.
         if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and module.weight is not embedding
     }
+
+
+def _sites(model: PreTrainedModel) -> list[Site]:
+    """Where adapters may add: the linear layers in the order of the forward pass, `SITES` of each layer, and the head."""
+    names = {module: name for name, module in model.named_modules()}
+
+    def site(*linears: nn.Linear) -> Site:
+        outputs = tuple(linear.out_features for linear in linears)
+        return Site(tuple(names[linear] for linear in linears), linears[0].in_features, outputs)
+
+    found: list[Site] = []
+    for block in model.model.layers:
+        attention, mlp = block.self_attn, block.mlp
+        found += [
+            site(attention.q_proj, attention.k_proj, attention.v_proj),
+            site(attention.o_proj),
+            site(mlp.gate_proj, mlp.up_proj),
+            site(mlp.down_proj),
+        ]
+    head: Any = model.get_output_embeddings()
+    return [*found, site(head)]
 
 
 def _layer(block: Any) -> Layer:

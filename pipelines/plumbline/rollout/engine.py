@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from plumbline.models.virtual_tokens import Prefix
+    from plumbline.rollout.low_rank import LowRank
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +45,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to complete. `id` is unique among the requests that an engine holds."""
+    """A prompt to complete.
+
+    Attributes:
+        id: unique among the requests that an engine holds.
+        prompt: tokens.
+        sampling: how the answer is drawn.
+        adapter: what stands beside the weights (`Mixing`), None for the model as it is.
+    """
 
     id: str
     prompt: tuple[int, ...]
     sampling: Sampling
+    adapter: LowRank | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +88,14 @@ class Scoring:
         tokens: at least two.
         start: the first token that is scored, 1 or more: those before are only read.
         likeliest: how many of the likeliest tokens are told at each place.
+        adapter: see `Request`.
     """
 
     id: str
     tokens: tuple[int, ...]
     start: int = 1
     likeliest: int = 0
+    adapter: LowRank | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,8 @@ class Engine(Protocol):
         """Queue a request.
 
         Raises:
-            InvalidInput: the prompt is empty, fills the context or holds an unknown token; a sampling value is out of range.
+            InvalidInput: the prompt is empty, fills the context or holds an unknown token; a sampling value is out of range; the
+                adapter is not of this engine.
             ValueError: a request with this id is unfinished.
         """
         ...
@@ -161,7 +173,8 @@ class Engine(Protocol):
             What each turn has completed, often nothing; every request once.
 
         Raises:
-            InvalidInput: there are more than `max_scored` tokens or an unknown one, or `start` is not among them.
+            InvalidInput: there are more than `max_scored` tokens or an unknown one, or `start` is not among them; the adapter is not
+                of this engine.
         """
         ...
 
@@ -179,6 +192,27 @@ class Engine(Protocol):
 
     def resume(self) -> None:
         """Go on after `pause`: unfinished requests are read again."""
+        ...
+
+
+@runtime_checkable
+class Mixing(Engine, Protocol):
+    """An engine whose requests may each have an adapter of their own, mixed in one batch, beside the weights."""
+
+    def prepare_adapter(self, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> LowRank:
+        """Make an adapter that requests may have. Changes nothing: any thread may call it meanwhile.
+
+        Args:
+            config: of plain LoRA.
+            tensors: in PEFT's naming.
+
+        Raises:
+            InvalidInput: it is another kind of adapter, or does not fit the model.
+        """
+        ...
+
+    def forget_adapter(self, adapter: LowRank) -> None:
+        """Keep nothing of an adapter that no request to come will have, so that its memory can be free."""
         ...
 
 

@@ -10,6 +10,7 @@ import torch
 
 from plumbline.errors import InvalidInput
 from plumbline.rollout.engine import FinishReason, Likely, Request, Token
+from plumbline.rollout.low_rank import LowRank, Site
 
 Drawn = tuple[int, float, tuple[Likely, ...]]
 """A token, its log-probability and the likeliest ones in its place."""
@@ -44,7 +45,13 @@ class Running:
         return Token(self.request.id, token, logprob, reason, top)
 
 
-def check_request(request: Request, unfinished: Collection[str], max_length: int, vocabulary: int) -> None:
+def check_request(
+    request: Request,
+    unfinished: Collection[str],
+    max_length: int,
+    vocabulary: int,
+    sites: Sequence[Site] | None = None,
+) -> None:
     """Refuse what no engine can complete, and an id that is among the unfinished ones.
 
     Raises:
@@ -67,8 +74,16 @@ def check_request(request: Request, unfinished: Collection[str], max_length: int
         raise InvalidInput(f"request '{request.id}': top_p {sampling.top_p} must be above 0 and at most 1")
     if sampling.max_tokens < 1:
         raise InvalidInput(f"request '{request.id}': max_tokens {sampling.max_tokens} must be at least 1")
+    check_adapter(request.id, request.adapter, sites)
     if request.id in unfinished:
         raise ValueError(f"request '{request.id}' is unfinished; ids must be unique")
+
+
+def check_adapter(request_id: str, adapter: LowRank | None, sites: Sequence[Site] | None) -> None:
+    """Raises InvalidInput when the adapter is not one of the decoder with these sites; None: an engine that has none."""
+    if adapter is not None and adapter.sites is not sites:
+        known = "this engine knows none" if sites is None else "it was prepared for another engine"
+        raise InvalidInput(f"request '{request_id}': its adapter cannot be used: {known}")
 
 
 COLDEST = 1e-4

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from plumbline.errors import InvalidInput
 from plumbline.models.virtual_tokens import Prefix
 from plumbline.rollout.decoder import STATIC_ROPE
 from plumbline.rollout.engine import Likely, Scored, Scoring
-from plumbline.rollout.sampling import common_length, likeliest
+from plumbline.rollout.low_rank import LowRank, Site
+from plumbline.rollout.sampling import check_adapter, common_length, likeliest
 
 READ_TOKENS = 4096  # in one pass, padding included: others wait as long
 PASS_LOGITS = 2**26  # 256 MB of float32
@@ -74,9 +76,12 @@ class Scorer:
         model: in evaluation mode. Whoever changes its weights calls `forget`.
         longest: most tokens of a request.
         prefix: virtual tokens that everything stands after.
+        sites: of the engine's decoder, if requests may have adapters.
     """
 
-    def __init__(self, model: PreTrainedModel, longest: int, prefix: Prefix | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, longest: int, prefix: Prefix | None = None, sites: Sequence[Site] | None = None
+    ) -> None:
         self._model: Any = model
         self._longest = longest
         self._device = model.device
@@ -85,22 +90,31 @@ class Scorer:
         self._accepts = set(inspect.signature(model.forward).parameters)
         self._virtual = prefix or []
         self._virtual_tokens = prefix[0][0].shape[-2] if prefix else 0
+        self._sites = sites
         self._kept: list[tuple[tuple[int, ...], Prefix]] = []  # the latest last
+        self._adapter: LowRank | None = None  # with which they were read
 
     def forget(self) -> None:
-        """Leave the keys and values of earlier calls."""
+        """Leave the keys and values of earlier calls, and the adapter that they were read with."""
         self._kept.clear()
+        self._adapter = None
 
     def score(self, requests: Sequence[Scoring]) -> Iterator[list[Scored]]:
         """See `Engine.score`. Each turn is one pass of the model."""
+        groups: dict[LowRank | None, list[Scoring]] = {}
         for request in requests:
-            check_scoring(request, self._longest, self._vocabulary)
-        return self._turns(requests)
+            check_scoring(request, self._longest, self._vocabulary, self._sites)
+            groups.setdefault(request.adapter, []).append(request)
+        return chain.from_iterable(self._turns(adapter, group) for adapter, group in groups.items())
 
-    def _turns(self, requests: Sequence[Scoring]) -> Iterator[list[Scored]]:
+    def _turns(self, adapter: LowRank | None, requests: Sequence[Scoring]) -> Iterator[list[Scored]]:
         passes = self._passes(requests)
         while True:
-            with torch.inference_mode():  # not around a `yield`: the caller's own work would be in it
+            if adapter is not self._adapter:
+                self.forget()
+                self._adapter = adapter
+            # Not around a `yield`: the caller's own work would be in it.
+            with torch.inference_mode(), _beside(self._model, adapter):
                 done = next(passes, None)
             if done is None:
                 return
@@ -251,6 +265,19 @@ class Scorer:
         return past
 
 
+@contextmanager
+def _beside(model: Any, adapter: LowRank | None) -> Iterator[None]:
+    """The model with an adapter beside its weights."""
+    with ExitStack() as hooks:
+        for name, (down, up) in adapter.modules.items() if adapter is not None else ():
+
+            def add(_: Any, inputs: Any, output: torch.Tensor, down: torch.Tensor = down, up: torch.Tensor = up) -> Any:
+                return output + inputs[0] @ down @ up
+
+            hooks.callback(model.get_submodule(name).register_forward_hook(add).remove)
+        yield
+
+
 def _static_positions(config: Any) -> bool:
     """Whether a token's rotary frequencies are the same however long the text is."""
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
@@ -258,13 +285,14 @@ def _static_positions(config: Any) -> bool:
     return all(kind.get("rope_type", "default") in STATIC_ROPE for kind in kinds)
 
 
-def check_scoring(request: Scoring, longest: int, vocabulary: int) -> None:
+def check_scoring(request: Scoring, longest: int, vocabulary: int, sites: Sequence[Site] | None = None) -> None:
     """Refuse what no engine can score.
 
     Raises:
         InvalidInput: see `Engine.score`.
     """
     tokens = request.tokens
+    check_adapter(request.id, request.adapter, sites)
     if len(tokens) > longest:
         raise InvalidInput(
             f"request '{request.id}': {len(tokens)} tokens do not fit a context of {longest}; shorten the text"

@@ -11,17 +11,18 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import jinja2
 import torch
 
 from plumbline.api.base import BASE
 from plumbline.api.stages.serve import ServeSpec
-from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.errors import InvalidInput, PlumblineError, one_line
 from plumbline.models.load import end_tokens, load_for_generation, load_tokenizer
 from plumbline.models.reference import ModelReference
+from plumbline.models.virtual_tokens import Prefix
 from plumbline.plan import Plan
+from plumbline.rollout.decoder import linear_weights
 from plumbline.rollout.engine import Request, Sampling, Token, build_engine, generate
-from plumbline.serving.engine_thread import EngineThread
+from plumbline.serving.engine_thread import AdapterEngine, EngineThread
 from plumbline.serving.openai_schema import ChatCompletionRequest, FinishReason, OpenAIError
 from plumbline.serving.text import Detokenizer, StopStrings, TokenNames
 
@@ -96,7 +97,7 @@ class ChatModel:
         self,
         served: ServedModel,
         tokenizer: PreTrainedTokenizerBase,
-        engine: EngineThread,
+        engine: EngineThread | AdapterEngine,
         *,
         max_length: int,
         max_scored: int,
@@ -124,12 +125,38 @@ class ChatModel:
         """
         tokenizer = load_tokenizer(served.reference)
         model, prefix = load_for_generation(served.reference)
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return cls.start(served, tokenizer, model, slots, share, prefix=prefix)
+
+    @classmethod
+    def start(
+        cls,
+        served: ServedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        slots: int,
+        share: float,
+        *,
+        prefix: Prefix | None = None,
+        adapter_rank: int = 0,
+    ) -> ChatModel:
+        """Put a model behind an engine, and let it answer one token.
+
+        Args:
+            served: what it is.
+            tokenizer: of the model.
+            model: in evaluation mode; the engine takes it over.
+            slots: see `load`.
+            share: see `load`.
+            prefix: virtual tokens that every prompt stands after.
+            adapter_rank: room is left for an adapter of this rank beside each request.
+        """
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
         budget = int(
             share * (GPU_CACHE_SHARE * torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else CPU_CACHE_BYTES)
         )
         positions = model.config.max_position_embeddings
-        slots, max_length = cache_plan(budget, cache_bytes_per_token(model), positions, slots)
+        beside = adapter_bytes(model, adapter_rank) if model.device.type == "cuda" else 0  # a CPU's is touched as it is used
+        slots, max_length = cache_plan(budget - slots * beside, cache_bytes_per_token(model), positions, slots)
         if max_length < positions:
             log.warning("model '%s': context cut from %d to %d tokens to fit memory", served.name, positions, max_length)
         max_length -= prefix[0][0].shape[-2] if prefix else 0
@@ -150,8 +177,7 @@ class ChatModel:
         Raises:
             OpenAIError: 400: the chat template refuses the messages, or prompt and answer do not fit.
         """
-        messages = [message.model_dump() for message in body.messages]
-        if sum(len(message.content) for message in body.messages) > LONGEST_TOKEN * self.max_length:
+        if body.size > LONGEST_TOKEN * self.max_length:
             message = (
                 f"messages: far longer than this model's maximum context length of {self.max_length} tokens; shorten them"
             )
@@ -159,12 +185,19 @@ class ChatModel:
         try:
             "".join(message.content for message in body.messages).encode()
             prompt = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+                [message.for_template() for message in body.messages],
+                tools=body.offered_tools or None,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
             )
-        except jinja2.TemplateError as error:
-            raise OpenAIError(400, f"messages: the model's chat template refuses them: {error}", param="messages") from error
         except UnicodeError as error:
-            raise OpenAIError(400, f"messages: half a character cannot be read: {error}", param="messages") from error
+            raise OpenAIError(
+                400, f"messages: half a character cannot be read: {one_line(error)}", param="messages"
+            ) from error
+        except Exception as error:  # a template is a program
+            message = f"messages: the model's chat template refuses them: {one_line(error)}"
+            raise OpenAIError(400, message, param="messages") from error
         wrong = next((token for token in prompt if not 0 <= token < self.vocabulary), None)
         if wrong is not None:
             raise OpenAIError(400, f"messages: they hold token {wrong}, which this model does not have", param="messages")
@@ -237,6 +270,11 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize)
+
+
+def adapter_bytes(model: PreTrainedModel, rank: int) -> int:
+    """Bytes of an adapter of this rank on all linear layers."""
+    return rank * model.dtype.itemsize * sum(sum(weight.shape) for weight in linear_weights(model).values())
 
 
 def cache_plan(budget: int, bytes_per_token: int, positions: int, wanted: int) -> tuple[int, int]:

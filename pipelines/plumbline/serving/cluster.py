@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,18 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from plumbline.api.cluster import overridden
+from plumbline.api.report import rollback_key
 from plumbline.api.run import RunSpec, Stage
 from plumbline.api.stages.serve import ServeSpec
 from plumbline.errors import InvalidInput
 from plumbline.plan import Plan
 from plumbline.serving import application
+from plumbline.serving.adapters import ServedAdapters
+from plumbline.serving.admission.gate import AdmissionSettings
 from plumbline.serving.application import ServingArguments
 from plumbline.serving.chat import ServedModel
+from plumbline.serving.release.controller import ReleaseArguments
+from plumbline.serving.release.record import Records
 
 REPLICA_CPUS = 1.0  # the engine is one thread
 MOUNT_SECONDS = 180.0  # kubelet brings a new key of a ConfigMap into a running Pod within a minute or two
@@ -54,19 +61,30 @@ def build(args: EndpointArguments | dict[str, Any]) -> serve.Application:
         raise InvalidInput(
             f"{args.run} plans {found or 'nothing'} for stage '{args.stage}', and {args.fingerprint} is to be served"
         )
-    model = ServedModel.of(plan, args.stage)
+    asked = args.run.parent / rollback_key(args.stage)
+    release = ReleaseArguments.of(plan, args.stage, ServedModel.of(plan, args.stage), _holder(), asked)
+    Records(release.workspace, release.run, release.stage).read()  # what cannot be read is told before anything starts
     spec = plan.graph[args.stage].spec
     assert isinstance(spec, ServeSpec)
     stage = next(stage for stage in plan.run.spec.stages if stage.name == args.stage)
     return application.build(
         ServingArguments(
-            models=[model],
+            release=release,
+            adapters=ServedAdapters.of(plan, args.stage),
             replicas=spec.replicas,
             max_ongoing_requests=spec.max_ongoing_requests,
             num_cpus=REPLICA_CPUS,
             num_gpus=1 if has_gpus(plan.run.spec, stage) else 0,
+            admission=AdmissionSettings.of(spec, args.stage),
+            autoscaling=spec.autoscaling,
+            drain_seconds=spec.drain_seconds,
         )
     )
+
+
+def _holder() -> str:
+    """What tells this Ray cluster from the one that it takes the place of."""
+    return os.environ.get("RAY_CLUSTER_NAME") or uuid.uuid4().hex  # KubeRay names it
 
 
 def has_gpus(run: RunSpec, stage: Stage) -> bool:

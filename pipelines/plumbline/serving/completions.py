@@ -182,7 +182,7 @@ async def complete(model: ChatModel, body: CompletionRequest, prompts: list[Prom
 
 
 async def stream(model: ChatModel, body: CompletionRequest, prompts: list[Prompt]) -> AsyncGenerator[TextCompletion, None]:
-    """The same in pieces, of all answers as they come."""
+    """The same in pieces, of all answers as they come; the last piece is the usage."""
     shared = head(model)
     scores = await _scores(model, body, prompts)
     requests = _requests(body, prompts)
@@ -210,8 +210,7 @@ async def stream(model: ChatModel, body: CompletionRequest, prompts: list[Prompt
             choice.logprobs = _drawn(model.names, body, piece.drawn, ends[index])
             ends[index] += len(model.names.text([token.token for token in piece.drawn]))
             yield TextCompletion(**shared, choices=[choice])
-    if body.stream_options and body.stream_options.include_usage:
-        yield TextCompletion(**shared, choices=[], usage=_usage(prompts, counts))
+    yield TextCompletion(**shared, choices=[], usage=_usage(prompts, counts))
 
 
 def head(model: ChatModel) -> dict[str, Any]:

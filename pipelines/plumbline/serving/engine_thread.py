@@ -6,11 +6,13 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 
 from plumbline.errors import InvalidInput, PlumblineError
-from plumbline.rollout.engine import Engine, Request, Scored, Scoring, Token
+from plumbline.rollout.engine import Engine, Mixing, Request, Scored, Scoring, Token
+from plumbline.rollout.low_rank import LowRank
 
 STEPS_A_PASS = 8  # of answers, where texts are scored too
 TEXTS_AT_ONCE = 64  # of one reader
@@ -20,7 +22,8 @@ COALESCE_SECONDS = 0.02  # after a stream's first token, so that fast models do 
 class _Listener:
     """Where a request's tokens wait for its reader."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: int) -> None:
+        self.held = prompt  # tokens, and those drawn since
         self.tokens: list[Token] = []
         self.refusal: Exception | None = None
         self.some = asyncio.Event()
@@ -51,9 +54,10 @@ class EngineThread:
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.failure: BaseException | None = None
+        self._closed = False
         self._engine = engine
         self._name = name
-        self._commands: queue.SimpleQueue[Request | _Batch | str | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Request | _Batch | LowRank | str | None] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
         self._batches: dict[str, _Batch] = {}  # by request
         self._unscored: list[_Batch] = []  # this and the next two belong to the thread
@@ -68,6 +72,12 @@ class EngineThread:
         """Requests for an answer, and texts to score, that are queued or worked on."""
         return len(self._listeners) + len(self._batches)
 
+    @property
+    def tokens_in_flight(self) -> int:
+        """Tokens of all those: their prompts, and what was drawn of their answers."""
+        scored = sum(len(batch.requests[text].tokens) for text, batch in list(self._batches.items()))
+        return scored + sum(listener.held for listener in list(self._listeners.values()))
+
     async def tokens(self, request: Request, *, stream: bool) -> AsyncGenerator[list[Token], None]:
         """The request's tokens as they come, or, without `stream`, all at once.
 
@@ -79,7 +89,7 @@ class EngineThread:
         """
         self.check()
         self._loop = asyncio.get_running_loop()
-        listener = self._listeners[request.id] = _Listener()
+        listener = self._listeners[request.id] = _Listener(len(request.prompt))
         self._commands.put(request)
         finished = False
         try:
@@ -125,12 +135,24 @@ class EngineThread:
                 del self._batches[request.id]
 
     def check(self) -> None:
-        """Raises PlumblineError when the engine has failed."""
+        """Raises PlumblineError when the engine has failed, or was closed."""
+        if self._closed:
+            raise PlumblineError(f"the engine of model '{self._name}' was let go; ask again")
         if self.failure is not None:
             raise PlumblineError(f"the engine of model '{self._name}' failed: {self.failure}") from self.failure
 
+    @property
+    def mixing(self) -> Mixing | None:
+        """The engine, for `prepare_adapter` alone, if it answers requests with adapters."""
+        return self._engine if isinstance(self._engine, Mixing) else None
+
+    def forget(self, adapter: LowRank) -> None:
+        """See `Mixing.forget_adapter`."""
+        self._commands.put(adapter)
+
     def close(self) -> None:
         """End the thread after its current step."""
+        self._closed = True
         self._commands.put(None)
 
     def _run(self) -> None:
@@ -159,6 +181,9 @@ class EngineThread:
                     self._call(self._refuse, self._listeners.get(command.id), error)
             elif isinstance(command, _Batch):
                 self._unscored.append(command)
+            elif isinstance(command, LowRank):
+                assert isinstance(self._engine, Mixing)
+                self._engine.forget_adapter(command)
             else:
                 self._engine.cancel(command)
         return True
@@ -218,6 +243,7 @@ class EngineThread:
             if listener is None:  # its reader has left; the engine is told
                 continue
             listener.tokens.append(token)
+            listener.held += 1
             listener.some.set()
             if token.finish_reason is not None:
                 listener.done.set()
@@ -227,3 +253,58 @@ class EngineThread:
                 listener.done.set()
             for batch in self._batches.values():
                 batch.done.set()
+
+
+class AdapterEngine:
+    """An engine thread as one of its adapters sees it: stands where a model has an engine of its own.
+
+    Args:
+        shared: whose engine it is.
+        adapter: that its requests have; None: the base.
+    """
+
+    def __init__(self, shared: EngineThread, adapter: LowRank | None) -> None:
+        self._shared, self._adapter = shared, adapter
+        self._held: dict[str, int] = {}  # by request: tokens
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self._shared.failure
+
+    @property
+    def running(self) -> int:
+        """See `EngineThread`; of this adapter alone, as the next is."""
+        return len(self._held)
+
+    @property
+    def tokens_in_flight(self) -> int:
+        return sum(list(self._held.values()))
+
+    async def tokens(self, request: Request, *, stream: bool) -> AsyncGenerator[list[Token], None]:
+        """See `EngineThread`."""
+        self._held[request.id] = len(request.prompt)
+        try:
+            async with aclosing(self._shared.tokens(replace(request, adapter=self._adapter), stream=stream)) as steps:
+                async for drawn in steps:
+                    self._held[request.id] += len(drawn)
+                    yield drawn
+        finally:
+            del self._held[request.id]
+
+    async def scores(self, requests: Sequence[Scoring]) -> list[Scored]:
+        """See `EngineThread`."""
+        self._held |= {request.id: len(request.tokens) for request in requests}
+        try:
+            return await self._shared.scores([replace(request, adapter=self._adapter) for request in requests])
+        finally:
+            for request in requests:
+                del self._held[request.id]
+
+    def check(self) -> None:
+        """See `EngineThread`."""
+        self._shared.check()
+
+    def close(self) -> None:
+        """Let the engine forget the adapter, and nothing else."""
+        if self._adapter is not None:
+            self._shared.forget(self._adapter)

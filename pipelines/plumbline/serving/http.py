@@ -3,102 +3,167 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.exceptions import HTTPException
+from pydantic import BaseModel
 
-from plumbline.errors import InvalidInput, PlumblineError
-from plumbline.rollout.engine import Request as EngineRequest
-from plumbline.rollout.engine import Token
-from plumbline.serving import completions
+import plumbline
+from plumbline.errors import PlumblineError
+from plumbline.serving import chat_completions, completions
+from plumbline.serving.admission.gate import Admission
+from plumbline.serving.admission.middleware import AdmissionMiddleware
+from plumbline.serving.body_limit import BodyLimit
 from plumbline.serving.chat import ChatModel
-from plumbline.serving.merging import gathered, merged
+from plumbline.serving.client_gone import unless_gone
+from plumbline.serving.embeddings import EmbeddingModel
+from plumbline.serving.http_errors import add_error_handlers, as_openai_error
+from plumbline.serving.metrics import Observation, Observer, Observing
+from plumbline.serving.models import Models
 from plumbline.serving.openai_schema import (
-    AnswerMessage,
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionRequest,
-    Choice,
-    ChoiceLogprobs,
-    ChunkChoice,
     CompletionRequest,
-    Delta,
+    EmbeddingList,
+    EmbeddingRequest,
+    Health,
     ModelCard,
+    ModelHealth,
     ModelList,
     OpenAIError,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
+    StreamOptions,
+    TextCompletion,
     server_sent_event,
 )
-from plumbline.serving.text import REPLACEMENT
+from plumbline.serving.openapi import ERRORS, answers, describe
+from plumbline.serving.playground import page as playground
+
+if TYPE_CHECKING:
+    from plumbline.serving.release.replica import Release
+
+log = logging.getLogger(__name__)
 
 LONG = 50_000  # characters; more take milliseconds to read
 T = TypeVar("T")
+M = TypeVar("M", ChatModel, EmbeddingModel)
+Asking = ChatCompletionRequest | CompletionRequest | EmbeddingRequest
+OTHERWISE: dict[type, str] = {
+    ChatModel: "makes embeddings and writes no text; use /v1/embeddings",
+    EmbeddingModel: "writes text and makes no embeddings; use /v1/chat/completions or /v1/completions",
+}
+"""What a model does that is not of the wanted kind."""
 
 
-def create_app(models: Mapping[str, ChatModel]) -> FastAPI:
-    """The web application over loaded models, by name."""
-    app = FastAPI(title="Plumbline", openapi_url=None)
+def create_app(
+    models: Models,
+    *,
+    observers: Sequence[Observer] = (),
+    admission: Admission | None = None,
+    release: Release | None = None,
+) -> FastAPI:
+    """The web application over models.
 
-    def find(name: str) -> ChatModel:
-        if name not in models:
-            known = ", ".join(f"'{known}'" for known in models)
-            name = name.encode(errors="replace").decode()  # halves of characters
-            raise OpenAIError(
-                404, f"The model '{name}' does not exist; served here: {known}.", param="model", code="model_not_found"
-            )
-        return models[name]
+    Args:
+        models: what to serve.
+        observers: told of each finished request for an answer.
+        admission: who may ask, and how much; None: anybody, anything.
+        release: of which version a model answers whom; None: there is one of each.
+    """
+    app = FastAPI(title="Plumbline", version=plumbline.__version__, docs_url=None, redoc_url=None)
+    app.state.draining = False  # whoever shuts this down says so here: no new requests, please
 
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat_completions(body: ChatCompletionRequest) -> Response | ChatCompletion:
-        model = find(body.model)
-        requests = await _read(model.read, sum(len(message.content) for message in body.messages), body)
+    async def find(kind: type[M], body: Asking, request: Request) -> M:
+        name = body.model
+        if release is not None:
+            name = release.version(name, getattr(request.state, "key", None), body.user)
+        model = await models.find(name)
+        request.state.observation.asks(model.served)
+        if not isinstance(model, kind):
+            raise OpenAIError(400, f"model: '{body.model}' {OTHERWISE[kind]}", param="model")
+        return model
+
+    @app.post("/v1/chat/completions", response_model=None, responses=answers(ChatCompletion, ChatCompletionChunk))
+    async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
+        """What the model says next in a chat; with `stream` in pieces."""
+        model = await find(ChatModel, body, request)
+        seen: Observation = request.state.observation
+        requests = await _read(model.read, body.size, body)
         model.engine.check()
+        if release is not None:
+            release.mirror(body)
         if body.stream:
-            return StreamingResponse(_events(model, requests, body), media_type="text/event-stream")
-        return await _completion(model, requests, body)
+            return _events(chat_completions.stream(model, body, requests), seen, body.stream_options)
+        return _json(seen.saw(await unless_gone(request, chat_completions.complete(model, body, requests))))
 
-    @app.post("/v1/completions", response_model=None)
-    async def text_completions(body: CompletionRequest) -> Response:
-        model = find(body.model)
+    @app.post("/v1/completions", response_model=None, responses=answers(TextCompletion, TextCompletion))
+    async def create_completion(body: CompletionRequest, request: Request) -> Response:
+        """How the model goes on with text, and how likely it finds text; with `stream` in pieces."""
+        model = await find(ChatModel, body, request)
+        seen: Observation = request.state.observation
         prompts = await _read(completions.read, sum(map(len, body.prompt)), model, body)
         model.engine.check()
         if body.stream:
-            return StreamingResponse(_text_events(model, body, prompts), media_type="text/event-stream")
-        whole = await completions.complete(model, body, prompts)
-        # Written by pydantic itself: of a long echo this is much of the work.
-        return Response(whole.model_dump_json(), media_type="application/json")
+            return _events(completions.stream(model, body, prompts), seen, body.stream_options)
+        return _json(seen.saw(await unless_gone(request, completions.complete(model, body, prompts))))
 
-    @app.get("/v1/models")
+    @app.post("/v1/embeddings", response_model=EmbeddingList, responses=ERRORS)
+    async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
+        """The vector of each text, of length 1."""
+        model = await find(EmbeddingModel, body, request)
+        texts = await _read(model.read, sum(map(len, body.input)), body)
+        found = await unless_gone(request, model.embed(body, texts))
+        request.state.observation.prompt_tokens = found.usage.prompt_tokens
+        return _json(found)
+
+    @app.get("/v1/models", responses=ERRORS)
     async def list_models() -> ModelList:
-        return ModelList(data=[_card(model) for model in models.values()])
+        """Every model that is served."""
+        return ModelList(data=models.cards())
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses=ERRORS)
     async def retrieve_model(name: str) -> ModelCard:
-        return _card(find(name))
+        """One model; names may hold slashes."""
+        return models.card(name)
 
     # Models have answered a token before they are handed to this application: what is left to check is the engines.
-    @app.get("/healthz")
-    async def health() -> JSONResponse:
-        failed = [name for name, model in models.items() if model.engine.failure is not None]
-        state = [
-            {"name": name, "fingerprint": model.served.reference.fingerprint, "running": model.engine.running}
-            for name, model in models.items()
-        ]
-        return JSONResponse({"status": "failed" if failed else "ok", "models": state}, 503 if failed else 200)
+    def health(draining: bool) -> JSONResponse:
+        loaded = models.loaded()
+        failed = any(model.engine.failure is not None for model in loaded)
+        found = Health(
+            status="failed" if failed else "draining" if draining else "ok",
+            models=[
+                ModelHealth(
+                    name=model.served.name,
+                    fingerprint=model.served.reference.fingerprint,
+                    running=model.engine.running,
+                )
+                for model in loaded
+            ],
+        )
+        return JSONResponse(found.model_dump(), 200 if found.status == "ok" else 503)
 
-    app.add_exception_handler(OpenAIError, _error_response)
-    app.add_exception_handler(RequestValidationError, _error_response)
-    app.add_exception_handler(HTTPException, _error_response)
-    app.add_exception_handler(PlumblineError, _error_response)
-    app.add_exception_handler(Exception, _error_response)
+    @app.get("/healthz", response_model=Health, responses={503: {"model": Health}})
+    async def healthz() -> JSONResponse:
+        """Whether the server works; 503: it must be replaced."""
+        return health(draining=False)
+
+    @app.get("/readyz", response_model=Health, responses={503: {"model": Health}})
+    async def readyz() -> JSONResponse:
+        """Whether requests may be sent here: every model has answered a token; 503: not, or not any more."""
+        return health(draining=app.state.draining)
+
+    describe(app, ChatCompletionChunk)
+    playground.mount(app)
+    add_error_handlers(app)
+    app.add_middleware(BodyLimit)
+    if admission is not None:
+        app.add_middleware(AdmissionMiddleware, admission=admission)
+    app.add_middleware(Observing, observers=observers)  # the last is the outermost: it sees what the others refuse
     return app
 
 
@@ -107,114 +172,31 @@ async def _read(read: Callable[..., T], size: int, *args: Any) -> T:
     return await asyncio.to_thread(read, *args) if size > LONG else read(*args)
 
 
-async def _completion(model: ChatModel, requests: list[EngineRequest], body: ChatCompletionRequest) -> ChatCompletion:
-    async def whole(index: int, request: EngineRequest) -> tuple[Choice, int]:
-        async with aclosing(model.answer(request, body.stop, stream=False)) as pieces:
-            piece = await anext(pieces)
-        assert piece.finish_reason is not None
-        message = AnswerMessage(content=piece.text)
-        logprobs = _logprobs(model, piece.drawn) if body.logprobs else None
-        choice = Choice(index=index, message=message, logprobs=logprobs, finish_reason=piece.finish_reason)
-        return choice, piece.completion_tokens
-
-    answers = await gathered(whole(index, request) for index, request in enumerate(requests))
-    return ChatCompletion(
-        **_head(model, requests[0]),
-        choices=[choice for choice, _ in answers],
-        usage=Usage.of(len(requests[0].prompt), sum(count for _, count in answers)),
-    )
+def _json(whole: BaseModel) -> Response:
+    """Written by pydantic itself: of a long answer this is much of the work."""
+    return Response(whole.model_dump_json(), media_type="application/json")
 
 
-async def _events(model: ChatModel, requests: list[EngineRequest], body: ChatCompletionRequest) -> AsyncIterator[str]:
-    head = _head(model, requests[0])
+def _events(
+    chunks: AsyncGenerator[ChatCompletionChunk | TextCompletion, None], seen: Observation, options: StreamOptions | None
+) -> StreamingResponse:
+    """The chunks as server-sent events, that of the usage only where the client wants it."""
+    wants_usage = options is not None and options.include_usage
 
-    def event(index: int, delta: Delta, **rest: Any) -> str:
-        return ChatCompletionChunk(**head, choices=[ChunkChoice(index=index, delta=delta, **rest)]).event()
+    async def events() -> AsyncIterator[str]:
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    seen.saw(chunk, stream=True)
+                    if chunk.usage is None or wants_usage:
+                        yield chunk.event()
+        except Exception as error:  # the status line is sent: the error can only travel as an event
+            if not isinstance(error, PlumblineError | OpenAIError):
+                log.exception("a stream broke off")
+            shaped = as_openai_error(error)
+            seen.status = shaped.status
+            yield server_sent_event(shaped.body())
+            return
+        yield server_sent_event("[DONE]")
 
-    counts = [0] * len(requests)
-    for index in range(len(requests)):
-        yield event(index, Delta(role="assistant", content=""))
-    try:
-        async with aclosing(merged([model.answer(request, body.stop, stream=True) for request in requests])) as pieces:
-            async for index, piece in pieces:
-                counts[index] = piece.completion_tokens
-                if piece.text or (body.logprobs and piece.drawn):
-                    logprobs = _logprobs(model, piece.drawn) if body.logprobs else None
-                    yield event(index, Delta(content=piece.text), logprobs=logprobs)
-                if piece.finish_reason:
-                    yield event(index, Delta(), finish_reason=piece.finish_reason)
-    except PlumblineError as error:  # the status line is sent: the error can only travel as an event
-        yield server_sent_event(OpenAIError(500, str(error)).body())
-        return
-    if body.stream_options and body.stream_options.include_usage:
-        usage = Usage.of(len(requests[0].prompt), sum(counts))
-        yield ChatCompletionChunk(**head, choices=[], usage=usage).event()
-    yield server_sent_event("[DONE]")
-
-
-async def _text_events(model: ChatModel, body: CompletionRequest, prompts: list[completions.Prompt]) -> AsyncIterator[str]:
-    try:
-        async with aclosing(completions.stream(model, body, prompts)) as pieces:
-            async for piece in pieces:
-                yield server_sent_event(piece.model_dump(exclude={"usage"} if piece.usage is None else None))
-    except PlumblineError as error:
-        yield server_sent_event(OpenAIError(500, str(error)).body())
-        return
-    yield server_sent_event("[DONE]")
-
-
-def _logprobs(model: ChatModel, drawn: list[Token]) -> ChoiceLogprobs:
-    return ChoiceLogprobs(
-        content=[
-            TokenLogprob(
-                **_named(model, token.token, token.logprob),
-                top_logprobs=[TopLogprob(**_named(model, other, logprob)) for other, logprob in token.likeliest],
-            )
-            for token in drawn
-        ]
-    )
-
-
-def _named(model: ChatModel, token: int, logprob: float) -> dict[str, Any]:
-    name = model.names[token]
-    return {
-        "token": name,
-        "logprob": completions.finite(logprob),
-        "bytes": None if REPLACEMENT in name else list(name.encode()),
-    }
-
-
-def _head(model: ChatModel, request: EngineRequest) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{request.id}",
-        "created": int(time.time()),
-        "model": model.served.name,
-        "system_fingerprint": model.served.reference.fingerprint,
-    }
-
-
-def _card(model: ChatModel) -> ModelCard:
-    return ModelCard(
-        id=model.served.name,
-        created=model.created,
-        fingerprint=model.served.reference.fingerprint,
-        max_model_len=model.max_length,
-    )
-
-
-async def _error_response(_: Request, error: Exception) -> JSONResponse:
-    shaped = as_openai_error(error)
-    return JSONResponse(shaped.body(), shaped.status)
-
-
-def as_openai_error(error: Exception) -> OpenAIError:
-    """Any error of a request, in OpenAI's form."""
-    if isinstance(error, OpenAIError):
-        return error
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:] if first["type"] != "json_invalid") or None
-        return OpenAIError(400, f"{field or 'body'}: {first['msg'].removeprefix('Value error, ')}", param=field)
-    if isinstance(error, HTTPException):
-        return OpenAIError(error.status_code, str(error.detail))
-    return OpenAIError(400 if isinstance(error, InvalidInput) else 500, str(error))
+    return StreamingResponse(events(), media_type="text/event-stream")

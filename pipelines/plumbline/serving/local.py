@@ -19,10 +19,14 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from plumbline.api.stages.autoscaling import AutoscalingSpec
 from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.local_endpoint import open_local
+from plumbline.serving.adapters import ServedAdapters
+from plumbline.serving.admission.gate import AdmissionSettings
 from plumbline.serving.application import ServingArguments, build
 from plumbline.serving.chat import ServedModel
+from plumbline.serving.release.controller import ReleaseArguments, end
 
 HOST = "127.0.0.1"
 FIRST_PORT = 8000
@@ -33,7 +37,16 @@ START_SECONDS = 1800  # a large model on a new node: pull, load, first token
 
 @contextmanager
 def deployment(
-    models: Sequence[ServedModel], *, application: str, port: int | None, replicas: int, max_ongoing_requests: int
+    models: Sequence[ServedModel],
+    *,
+    application: str,
+    port: int | None,
+    replicas: int,
+    max_ongoing_requests: int,
+    admission: AdmissionSettings | None = None,
+    release: ReleaseArguments | None = None,
+    adapters: ServedAdapters | None = None,
+    autoscaling: AutoscalingSpec | None = None,
 ) -> Iterator[str]:
     """Serve the models while the block runs; gives the base URL, `http://127.0.0.1:PORT/v1`.
 
@@ -46,6 +59,10 @@ def deployment(
         port: None takes 8000 or the next free one.
         replicas: copies of each model.
         max_ongoing_requests: requests that one replica works on at the same time.
+        admission: who may ask, and how much; None: anybody on this machine, anything.
+        release: the model that a later one may take the place of.
+        adapters: of the released model's base.
+        autoscaling: bounds and targets of the number of replicas; None: it stays.
 
     Raises:
         InvalidInput: the port is taken, or a model cannot be loaded.
@@ -66,7 +83,11 @@ def deployment(
             replicas=replicas,
             max_ongoing_requests=max_ongoing_requests,
             num_cpus=REPLICA_CPUS,
-            num_gpus=1 if gpus >= replicas else 0,
+            num_gpus=1 if gpus >= (autoscaling.max_replicas if autoscaling else replicas) else 0,
+            admission=admission,
+            release=release,
+            adapters=adapters,
+            autoscaling=autoscaling,
         )
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         options = HTTPOptions(host=HOST, port=chosen)
@@ -78,6 +99,8 @@ def deployment(
         yield f"{url}/v1"
     finally:
         _clear(application)
+        if release is not None:
+            end(release)
         if lock is not None:
             lock.close()
 

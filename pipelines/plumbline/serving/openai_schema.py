@@ -1,6 +1,7 @@
 """The part of OpenAI's API that Plumbline speaks, as pydantic models: chat completions, and completions of plain text.
 
-Source: https://platform.openai.com/docs/api-reference/chat and …/completions. Unknown request fields are ignored.
+Source: https://platform.openai.com/docs/api-reference/chat and …/completions. Unknown request fields are ignored; known ones that
+would change the answer and cannot be obeyed are refused, unless they ask for nothing.
 """
 
 from __future__ import annotations
@@ -8,76 +9,117 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from plumbline.serving.openai_messages import Message, RequestModel, Tool
 
 MAX_STOPS = 4
 MAX_PROMPTS = 1024
 MAX_CHOICES = 16
+MAX_TOOLS = 128
+MAX_EMBEDDED = 2048
 COMPLETION_STOPS = 16  # OpenAI takes 4; evaluation harnesses send more
 COMPLETION_TOKENS = 16
 LEAST_LOGPROB = -9999.0  # what OpenAI says of a token that cannot be; JSON has no infinity
 
-Stop = Annotated[str, Field(min_length=1)]
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_the_default(cls, body: Any) -> Any:
-        if isinstance(body, dict):
-            return {name: value for name, value in body.items() if value is not None}
-        return body
+def _stops(most: int) -> Any:
+    """Strings that end an answer before them; a single one is a list of one."""
+    stop = {"type": "string", "minLength": 1}
+    told = WithJsonSchema({"anyOf": [stop, {"type": "array", "items": stop, "maxItems": most}]})
+    return Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=most), BeforeValidator(_listed), told]
 
 
-class TextPart(_Request):
-    """A piece of a message; other types than text are refused."""
-
-    type: Literal["text"]
-    text: str
+ChatStops = _stops(MAX_STOPS)
+TextStops = _stops(COMPLETION_STOPS)
 
 
-class Message(_Request):
-    """One turn. `content` given as parts is joined."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _join_parts(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            return "".join(TextPart.model_validate(part).text for part in value)
-        return value
-
-
-class StreamOptions(_Request):
+class StreamOptions(RequestModel):
     include_usage: bool = False
 
 
-class ChatCompletionRequest(_Request):
-    """Body of POST /v1/chat/completions. Defaults are OpenAI's."""
+class ResponseFormat(RequestModel):
+    type: Literal["text"] = "text"
+
+
+_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "frequency_penalty": ((0,), "repetition is not penalised here; leave it out or give 0"),
+    "presence_penalty": ((0,), "repetition is not penalised here; leave it out or give 0"),
+    "logit_bias": (({},), "tokens are not biased here; leave it out"),
+    "modalities": ((["text"],), 'answers are text here; leave it out or give ["text"]'),
+    "audio": ((), "answers are text here; leave it out"),
+    "functions": (([],), "this is the older name of tools; give tools"),
+    "function_call": (("none", "auto"), "this is the older name of tool_choice; give tool_choice"),
+    "web_search_options": ((), "there is no web search here; leave it out"),
+    "tool_choice": (("none", "auto"), 'a call of a tool cannot be enforced here; give "auto" or "none"'),
+    "response_format": (
+        ({"type": "text"},),
+        "a format cannot be enforced here; ask for it in a message, and leave this out",
+    ),
+}
+"""Fields of OpenAI's that cannot be obeyed → the values of them that ask for nothing, and what to do instead."""
+
+
+class _SampledRequest(RequestModel):
+    """What chats and texts have in common."""
 
     model: str
-    messages: list[Message] = Field(min_length=1)
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: list[Stop] = Field(default=[], max_length=MAX_STOPS)
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
     seed: int | None = None
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    user: str | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] = 0
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] = {}
+
+    @field_validator(*_NEUTRAL, mode="before", check_fields=False)
+    @classmethod
+    def _ask_for_nothing(cls, value: Any, info: ValidationInfo) -> Any:
+        neutral, instead = _NEUTRAL[str(info.field_name)]
+        if value not in neutral:
+            raise ValueError(instead)
+        return value
+
+
+class ChatCompletionRequest(_SampledRequest):
+    """Body of POST /v1/chat/completions. Defaults are OpenAI's.
+
+    Attributes:
+        tools: functions that the chat template tells the model of; whether it does is the template's matter.
+        tool_choice: `none` tells of no tools.
+        parallel_tool_calls: false: of several calls in an answer only the first is told.
+    """
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: ChatStops = []
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)
-    user: str | None = None
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_stop_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    tools: list[Tool] = Field(default=[], max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto"] = "auto"
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat = ResponseFormat()
+    modalities: list[Literal["text"]] = ["text"]
+    audio: None = None
+    functions: Annotated[list[Any], Field(max_length=0)] = []
+    function_call: Literal["none", "auto"] = "auto"
+    web_search_options: None = None
 
     @model_validator(mode="after")
     def _likeliest_go_with_logprobs(self) -> Self:
@@ -92,8 +134,52 @@ class ChatCompletionRequest(_Request):
             return "max_completion_tokens", self.max_completion_tokens
         return None if self.max_tokens is None else ("max_tokens", self.max_tokens)
 
+    @property
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """The tools that the model is told of, as chat templates take them."""
+        if self.tool_choice == "none":
+            return []
+        return [tool.model_dump(exclude={"function": {"strict"}}, exclude_none=True) for tool in self.tools]
 
-class CompletionRequest(_Request):
+    @property
+    def size(self) -> int:
+        """Characters to read, about."""
+        size = sum(len(message.content) for message in self.messages)
+        calls = [call.function.arguments for message in self.messages for call in message.tool_calls]
+        return size + sum(map(len, calls)) + (len(repr(self.offered_tools)) if self.tools else 0)
+
+
+def _one_or_more_texts(value: Any) -> Any:
+    """A text, texts, tokens or lists of tokens as a list.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    one = isinstance(value, str) or (isinstance(value, list) and value and all(type(token) is int for token in value))
+    found = [value] if one else value
+    kinds = {type(prompt) for prompt in found} if isinstance(found, list) else set()
+    whole = kinds == {str} or (kinds == {list} and all(type(token) is int for prompt in found for token in prompt))
+    if not whole:
+        raise ValueError(
+            "give a text, a list of texts, a list of tokens, or a list of lists of tokens; none may be left out"
+        )
+    return found
+
+
+def _texts(most: int) -> Any:
+    """Texts or token lists; a single one of either is a list of one."""
+    text, tokens = {"type": "string"}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+    several = [{"type": "array", "items": one, "minItems": 1, "maxItems": most} for one in (text, tokens)]
+    told = WithJsonSchema({"anyOf": [text, tokens, *several]})
+    kinds = list[str] | list[list[int]]
+    return Annotated[kinds, Field(min_length=1, max_length=most), BeforeValidator(_one_or_more_texts), told]
+
+
+Prompts = _texts(MAX_PROMPTS)
+EmbeddedTexts = _texts(MAX_EMBEDDED)
+
+
+class CompletionRequest(_SampledRequest):
     """Body of POST /v1/completions: text that is continued, without a chat template. Defaults are OpenAI's.
 
     Attributes:
@@ -107,42 +193,16 @@ class CompletionRequest(_Request):
             are told: at least one. After a context without tokens the first is scored as after the end of another text.
     """
 
-    model: str
-    prompt: list[str] | list[list[int]] = Field(min_length=1, max_length=MAX_PROMPTS)
+    prompt: Prompts
     suffix: Literal[""] = ""
     max_tokens: int = Field(default=COMPLETION_TOKENS, ge=0)
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
     best_of: int | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool = False
-    stop: list[Stop] = Field(default=[], max_length=COMPLETION_STOPS)
-    seed: int | None = None
-    user: str | None = None
+    stop: TextStops = []
     add_special_tokens: bool = True
     truncate_prompt_tokens: Literal[-1] | Annotated[int, Field(ge=1)] | None = None
     echo_from: Annotated[int, Field(ge=0)] | None = None
-
-    @field_validator("prompt", mode="before")
-    @classmethod
-    def _one_prompt_is_a_list(cls, value: Any) -> Any:
-        one = isinstance(value, str) or (isinstance(value, list) and value and all(type(token) is int for token in value))
-        found = [value] if one else value
-        kinds = {type(prompt) for prompt in found} if isinstance(found, list) else set()
-        whole = kinds == {str} or (kinds == {list} and all(type(token) is int for prompt in found for token in prompt))
-        if not whole:
-            raise ValueError(
-                "give a text, a list of texts, a list of tokens, or a list of lists of tokens; none may be left out"
-            )
-        return found
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_stop_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @field_validator("suffix", mode="before")
     @classmethod
@@ -166,6 +226,22 @@ class CompletionRequest(_Request):
         return self
 
 
+class EmbeddingRequest(RequestModel):
+    """Body of POST /v1/embeddings.
+
+    Attributes:
+        input: texts or token lists; a single one of either is a list of one here.
+        encoding_format: numbers, or the base64 of little-endian float32s.
+        dimensions: the model's own width, if it is given.
+    """
+
+    model: str
+    input: EmbeddedTexts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+
+
 class Usage(BaseModel):
     """Tokens read and drawn, an end-of-text token included."""
 
@@ -178,13 +254,35 @@ class Usage(BaseModel):
         return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class AnsweredFunction(BaseModel):
+    """`arguments` is a JSON object, written as text."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredCall(BaseModel):
+    """A call that the model makes; its client answers with a message of role `tool`."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: AnsweredFunction
+
+
+def _said_nothing(value: Any) -> bool:
+    return value is None
 
 
 class AnswerMessage(BaseModel):
+    """`content` is None where the answer is calls of tools alone."""
+
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[AnsweredCall] | None = Field(default=None, exclude_if=_said_nothing)
 
 
 class TopLogprob(BaseModel):
@@ -225,9 +323,16 @@ class ChatCompletion(BaseModel):
     usage: Usage
 
 
+class DeltaCall(AnsweredCall):
+    """A whole call; `index` is its place among those of the answer."""
+
+    index: int
+
+
 class Delta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[DeltaCall] | None = None
 
 
 class ChunkChoice(BaseModel):
@@ -296,9 +401,36 @@ class TextCompletion(BaseModel):
     choices: list[CompletionChoice]
     usage: Usage | None = None
 
+    def event(self) -> str:
+        """As a server-sent event."""
+        return server_sent_event(self.model_dump(exclude={"usage"} if self.usage is None else None))
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    """Answer of /v1/embeddings, one entry per text."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
 
 class ModelCard(BaseModel):
-    """One entry of /v1/models. The last two fields are ours; `max_model_len` is vLLM's name."""
+    """One entry of /v1/models. `fingerprint` and `loaded` are ours: an adapter that is not loaded is when it is asked for.
+    `max_model_len` and `parent`, what an adapter stands on, are vLLM's names."""
 
     id: str
     object: Literal["model"] = "model"
@@ -306,11 +438,28 @@ class ModelCard(BaseModel):
     owned_by: Literal["plumbline"] = "plumbline"
     fingerprint: str | None
     max_model_len: int
+    parent: str | None = None
+    loaded: bool = True
 
 
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class ModelHealth(BaseModel):
+    """`running`: requests that are queued or worked on."""
+
+    name: str
+    fingerprint: str | None
+    running: int
+
+
+class Health(BaseModel):
+    """Whether the server works."""
+
+    status: Literal["ok", "failed", "draining"]
+    models: list[ModelHealth]
 
 
 class OpenAIError(Exception):

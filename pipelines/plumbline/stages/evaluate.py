@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from plumbline.api.base import ArtifactType
-from plumbline.api.stages.evaluate import JUDGED, EvaluateSpec, TaskSpec
+from plumbline.api.stages.evaluate import HARNESS, JUDGED, EvaluateSpec, TaskSpec
 from plumbline.api.stages.synthesize import SynthesizeSpec
 from plumbline.artifacts import Artifact
-from plumbline.evaluation import judging, report
+from plumbline.evaluation import harness, judging, report
 from plumbline.evaluation.benchmarks import BENCHMARKS, humaneval
 from plumbline.evaluation.benchmarks.benchmark import Item
 from plumbline.evaluation.client import CONTEXT_CUT, Question
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 CARD, DATA_CARD = "MODEL_CARD.md", "card.json"
 TURNS = "\n\n--- next turn ---\n\n"  # between the replies of a conversation, where people read them
+SAMPLES = "\n\n--- next sample ---\n\n"
 
 
 def run(context: StageContext, spec: EvaluateSpec) -> None:
@@ -58,20 +59,27 @@ def run(context: StageContext, spec: EvaluateSpec) -> None:
     encoders = {task.name: _encoder(task.encoder) for task in spec.tasks}
     if any(task.benchmark == "humaneval" for task in spec.tasks):
         humaneval.require_isolation()
-    questions = {
-        task.name: Questions.of(task, list(models), f"{context.where}.tasks[{i}]") for i, task in enumerate(spec.tasks)
-    }
-    check_groups(spec.gates, {name: found.items for name, found in questions.items()})
+    places = {task.name: f"{context.where}.tasks[{i}]" for i, task in enumerate(spec.tasks)}
+    harnessed = {task.name: harness.load(task, places[task.name]) for task in spec.tasks if task.benchmark == HARNESS}
+    own = [task for task in spec.tasks if task.name not in harnessed]
+    questions = {task.name: Questions.of(task, list(models), places[task.name]) for task in own}
+    check_groups(spec.gates, {name: found.items for name, found in (questions | harnessed).items()})
     labelled = _labelled(spec)
     with EvaluatedModels(context, spec, models) as asked:
-        replies = answers(spec, questions, models, asked.ask)
+        replies = answers(own, spec.temperature, questions, models, asked.ask)
+        prints = {name: model.fingerprint for name, model in models.items()}
+        told = {name: found.samples(prints, spec.temperature, asked.ask) for name, found in harnessed.items()}
         judged, trust = _judge(context, spec, questions, replies, next(iter(models)), labelled, asked)
     candidate, *baselines = models
     context.report.say("comparing")
     samples = [
-        _sample(task, item, replies[task.name], judged.get(task.name))
+        sample
         for task in spec.tasks
-        for item in questions[task.name].items
+        for sample in (
+            told[task.name][0]
+            if task.name in told
+            else [_sample(task, item, replies[task.name], judged.get(task.name)) for item in questions[task.name].items]
+        )
     ]
     for task in spec.tasks:
         if task.metrics:
@@ -79,7 +87,7 @@ def run(context: StageContext, spec: EvaluateSpec) -> None:
             samples = with_likeness(task, samples, encoders[task.name])
     figures = {
         task.name: found for task in spec.tasks if (found := getattr(BENCHMARKS.get(task.benchmark), "figures", None))
-    }
+    } | {name: one.controlled for name, one in judged.items() if one.controlled is not None}
     results = conclude(
         samples,
         candidate=candidate,
@@ -91,6 +99,7 @@ def run(context: StageContext, spec: EvaluateSpec) -> None:
         figures=figures,
         remarks=[
             *(words for found in questions.values() for words in found.remarks),
+            *(words for _, remarks in told.values() for words in remarks),
             *_cut(samples),
             *_kinship(context, spec, next(iter(models.values()))),
         ],
@@ -123,25 +132,28 @@ def run(context: StageContext, spec: EvaluateSpec) -> None:
 
 
 Replies = dict[str, dict[str, tuple[Reply, ...]]]
-"""Model → item id → its replies, one a turn."""
+"""Model → item id → its replies, one a turn, or where a task asks for several samples one a sample."""
 
 
 def answers(
-    spec: EvaluateSpec,
+    tasks: Sequence[TaskSpec],
+    temperature: float,
     questions: Mapping[str, Questions],
     models: Mapping[str, Evaluated],
     ask: Callable[[Sequence[Question]], list[Reply]],
 ) -> dict[str, Replies]:
     """Task → what everybody answered."""
     asked = [
-        Asked(task, item, model, models[model].fingerprint)
-        for task in spec.tasks
+        Asked(task, item, model, models[model].fingerprint, sample)
+        for task in tasks
         for item in questions[task.name].items
         for model in questions[task.name].models
+        for sample in range(task.samples)
     ]
-    found: dict[str, Replies] = {task.name: {name: {} for name in questions[task.name].models} for task in spec.tasks}
-    for one, replies in zip(asked, converse(asked, spec.temperature, ask), strict=True):
-        found[one.task.name][one.model][one.item.id] = replies
+    found: dict[str, Replies] = {task.name: {name: {} for name in questions[task.name].models} for task in tasks}
+    for one, replies in zip(asked, converse(asked, temperature, ask), strict=True):
+        of = found[one.task.name][one.model]
+        of[one.item.id] = of.get(one.item.id, ()) + replies
     for name, task in questions.items():
         if task.opponent is not None and task.stored is not None:
             found[name][task.opponent] = {
@@ -152,12 +164,15 @@ def answers(
 
 def _sample(task: TaskSpec, item: Item, replies: Replies, judged: Judged | None) -> Sample:
     own = {model: of[item.id] for model, of in replies.items()}
-    if judged is None:
+    if task.benchmark == "humaneval":
+        scores = {model: humaneval.score_samples([one.text for one in of], item, task.k) for model, of in own.items()}
+    elif judged is None:
         scores = {model: BENCHMARKS[task.benchmark].score(turns[-1].text, item) for model, turns in own.items()}
     else:
         scores = dict(judged.scores[item.id])
     turns = {model: tuple(turn.text for turn in of) for model, of in own.items()} if item.turns else {}
-    return Sample(task.name, item, {model: _whole(of) for model, of in own.items()}, scores, turns)
+    between = SAMPLES if task.samples > 1 else TURNS
+    return Sample(task.name, item, {model: _whole(of, between) for model, of in own.items()}, scores, turns)
 
 
 @cache
@@ -169,9 +184,9 @@ def _encoder(model: str | None) -> Encoder | None:
     return Encoder(str(base_folder(model)))
 
 
-def _whole(turns: Sequence[Reply]) -> Reply:
-    """The replies of all turns as one, for people; it ended as the last one did."""
-    return turns[0] if len(turns) == 1 else replace(turns[-1], text=TURNS.join(turn.text for turn in turns))
+def _whole(replies: Sequence[Reply], between: str) -> Reply:
+    """The replies of all turns, or all samples, as one, for people; it ended as the last one did."""
+    return replies[0] if len(replies) == 1 else replace(replies[-1], text=between.join(one.text for one in replies))
 
 
 def _labelled(spec: EvaluateSpec) -> Labelled | None:
@@ -205,7 +220,9 @@ def _judge(
             continue
         found, texts = questions[task.name], _texts(replies[task.name])
         if found.opponent is not None:
-            judged[task.name] = judging.compare(task, found.items, texts, candidate, found.opponent, judge, spec.confidence)
+            judged[task.name] = judging.compare(
+                task, found.items, texts, candidate, found.opponent, judge, spec.confidence, found.difficulty
+            )
         else:
             judged[task.name] = judging.grade(task, found.items, texts, judge)
         gated = any(gate.task == task.name for gate in spec.gates)

@@ -159,6 +159,9 @@ class Ray:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
             "RAY_prestart_worker_first_driver": "0",  # a process for each logical CPU
+            # Of Serve's HAProxy, which a Pod has alone; its files are in folders by node.
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         }
         process = await self._pod.start(*command, **variables)
         while True:

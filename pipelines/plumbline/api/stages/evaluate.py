@@ -32,13 +32,24 @@ WORDED = ("promptAnswer", "superNaturalInstructions")
 """Benchmarks whose reference is a text."""
 EXAMPLES = ("mmlu", "ceval", "cmmlu", "gsm8k")
 """Benchmarks that show solved examples before each question."""
+HARNESS = "lmEvaluationHarness"
+"""Any task of EleutherAI's lm-evaluation-harness, by its name there."""
+WITHOUT_FILES = ("skills", HARNESS)
+"""Benchmarks that need no `uri`."""
 
 
 class TaskSpec(SpecModel):
     """One benchmark."""
 
     model_config = validated_by(
-        ("self.benchmark == 'skills' || has(self.uri)", "every benchmark but skills needs the uri of its data"),
+        (
+            "self.benchmark in ['skills', 'lmEvaluationHarness'] || has(self.uri)",
+            "every benchmark but skills and lmEvaluationHarness needs the uri of its data",
+        ),
+        (
+            "(self.benchmark == 'lmEvaluationHarness') == has(self.harnessTask)",
+            "harnessTask goes with benchmark lmEvaluationHarness, which needs it",
+        ),
         (
             f"!has(self.grading) || self.benchmark in [{', '.join(map(repr, JUDGED))}]",
             "grading is of benchmarks that a judge grades or compares",
@@ -51,16 +62,16 @@ class TaskSpec(SpecModel):
     benchmark: Literal[
         "skills", "gsm8k", "mmlu", "humaneval", "ifeval", "promptAnswer",
         "ceval", "cmmlu", "truthfulqa", "bbq", "superNaturalInstructions", "haluEval", "supportedFacts", "advBench",
-        "xsTest",
+        "xsTest", "lmEvaluationHarness",
         "mtBench", "vicuna80", "alpacaEval", "flask", "arenaHard", "prompts",
     ]  # fmt: skip
     """What is asked; docs/evaluation.md says how each is read and scored. Those from `mtBench` on need a `judge`."""
     uri: Uri | None = None
-    """Data file, glob or folder. Needed for all but `skills`."""
+    """Data file, glob or folder. Needed for all but `skills` and `lmEvaluationHarness`."""
     examples: Uri | None = None
     """Solved examples to show before each question (`mmlu`, `ceval`, `cmmlu`: the dev files; `gsm8k`: its training file)."""
     shots: Annotated[int, Field(ge=1, le=64), WHOLE] | None = None
-    """How many examples are shown, the first ones. Unset: 5."""
+    """How many examples are shown, the first ones. Unset: 5. Of `lmEvaluationHarness`: as many as the task says."""
     answers: Literal["likelihood", "written"] | None = None
     """Of multiple choice. `likelihood` (unset): the likeliest continuation is the answer, no chat template, as published figures have it.
     `written`: the model writes its choice in a chat."""
@@ -77,8 +88,28 @@ class TaskSpec(SpecModel):
     """Likeness of replies to references, told beside the score (`promptAnswer`, `superNaturalInstructions`)."""
     encoder: Uri | None = None
     """The model whose hidden states `bertScore` compares."""
+    difficulties: Uri | None = None
+    """How hard each instruction is (`alpacaEval`): AlpacaEval's table of `instruction_difficulty`, by `index` or `instruction`. With it the report
+    tells the length-controlled win rate (Dubois et al. 2024, arXiv 2404.04475), and gates can name it: `lengthControlledWinRate`."""
+    samples: Annotated[int, Field(ge=1, le=200), WHOLE] = 1
+    """Programs written for each problem (`humaneval`), for pass@k without bias (Chen et al. 2021, arXiv 2107.03374). More than 1 need a `temperature`."""
+    k: list[Annotated[int, Field(ge=1, le=200), WHOLE]] = Field(default=[1], min_length=1, max_length=5)
+    """The k of pass@k (`humaneval`), none above `samples`. `score` is pass@1; the others are metrics such as `pass@10`."""
+    harness_task: Annotated[str, Field(pattern=r"^[\w.+:-]+$", max_length=200)] | None = None
+    """A task, group or tag of lm-evaluation-harness, such as `hellaswag`. It needs the extra `harness` where the stage runs, and the task's data:
+    the harness fetches them from the hub, or from `includePath`."""
+    harness_metric: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Which of its metrics is `score`, such as `acc_norm` or, with its filter, `exact_match,flexible-extract`. Unset: the first. The others are told
+    beside it."""
+    include_path: Uri | None = None
+    """Folder of your own harness tasks: YAML files and data files beside them. Python in them (`!function`) is refused."""
+    chat_template: bool = True
+    """Of a harness task that is answered in writing: ask in a chat, its examples as turns. `false`: the text goes on as plain text, as the harness
+    does by itself. Likelihoods are always of plain text."""
+    temperature: NonNegativeFloat | None = None
+    """Sampling temperature of this task's answers. Unset: the stage's."""
     limit: PositiveInt | None = None
-    """Ask only the first items, after a seeded shuffle. For `skills`: how many to make (default 400)."""
+    """Ask only the first items, after a seeded shuffle; of a harness group so many of each task. For `skills`: how many to make (default 400)."""
     seed: NonNegativeInt = 0
     """Seed of the shuffle, or of the generated tasks."""
     max_tokens: PositiveInt = 256
@@ -95,7 +126,7 @@ class TaskSpec(SpecModel):
     def problems(self) -> list[tuple[str, str]]:
         """What the types cannot say: (field, sentence)."""
         found = []
-        if self.benchmark != "skills" and self.uri is None:
+        if self.benchmark not in WITHOUT_FILES and self.uri is None:
             found.append(("uri", f"benchmark {self.benchmark} needs the uri of its data"))
         belongs = {
             "examples": EXAMPLES,
@@ -105,10 +136,15 @@ class TaskSpec(SpecModel):
             "against": JUDGED,
             "opponents": JUDGED,
             "metrics": WORDED,
+            "difficulties": ("alpacaEval",),
+            "harness_task": (HARNESS,),
+            "harness_metric": (HARNESS,),
+            "include_path": (HARNESS,),
         }
         for field, benchmarks in belongs.items():
             if getattr(self, field) not in (None, []) and self.benchmark not in benchmarks:
-                found.append((field, f"benchmark {self.benchmark} has no use for it; it goes with {', '.join(benchmarks)}"))
+                name = TaskSpec.model_fields[field].alias or field
+                found.append((name, f"benchmark {self.benchmark} has no use for it; it goes with {', '.join(benchmarks)}"))
         if ("bertScore" in self.metrics) != (self.encoder is not None):
             found.append(
                 (
@@ -116,7 +152,15 @@ class TaskSpec(SpecModel):
                     "goes with metrics: [bertScore], which needs it: the folder or hub name of an encoder such as BERT",
                 )
             )
-        if self.shots is not None and self.examples is None:
+        if self.benchmark == HARNESS:
+            if self.harness_task is None:
+                found.append(("harnessTask", f"benchmark {HARNESS} needs the name of a task, such as hellaswag"))
+            if self.uri is not None:
+                found.append(("uri", "a harness task knows its data; give your own tasks as includePath"))
+        elif not self.chat_template:
+            found.append(("chatTemplate", f"benchmark {self.benchmark} has no use for it; it goes with {HARNESS}"))
+        found += self._sampling_problems()
+        if self.shots is not None and self.examples is None and self.benchmark != HARNESS:
             found.append(("shots", "says how many examples are shown; give examples too"))
         if self.against is not None and self.opponents is not None:
             found.append(("against", "give either against or opponents"))
@@ -126,7 +170,21 @@ class TaskSpec(SpecModel):
                     found.append((field, "single grading compares with nobody; set grading: pairwise, or leave it out"))
         if self.benchmark == "flask" and self.pairwise:
             found.append(("grading", "flask grades skills one by one; set grading: single, or leave it out"))
+        if self.difficulties is not None and not self.pairwise:
+            found.append(("difficulties", "are of win rates; set grading: pairwise, or leave them out"))
         return found
+
+    def _sampling_problems(self) -> list[tuple[str, str]]:
+        if self.benchmark != "humaneval":
+            given = [("samples", self.samples != 1), ("k", self.k != [1])]
+            return [
+                (field, f"benchmark {self.benchmark} has no use for it; it goes with humaneval")
+                for field, is_set in given
+                if is_set
+            ]
+        if max(self.k) > self.samples:
+            return [("k", f"pass@{max(self.k)} needs {max(self.k)} samples of each problem; there are {self.samples}")]
+        return []
 
 
 class QualificationSpec(SpecModel):
@@ -265,7 +323,9 @@ class GateSpec(SpecModel):
         if task.answers == "written":
             given = [one for one in given if one not in LIKELIHOOD_ONLY]
         if task.pairwise:
-            given = []
+            given = ["lengthControlledWinRate"] if task.difficulties is not None else []
+        if task.benchmark == "humaneval":
+            given = [f"pass@{k}" for k in task.k]
         if self.metric in ("score", *given) or any(self.metric.startswith(f"{one} ") for one in given):
             return None
         return (
@@ -297,7 +357,7 @@ class EvaluateSpec(StageSpec):
     }
     output: ClassVar = ArtifactType.REPORT
     program: ClassVar = "plumbline.stages.evaluate"
-    code_version: ClassVar = "3"
+    code_version: ClassVar = "4"
     names_inputs: ClassVar = True
     unfingerprinted: ClassVar = frozenset({"concurrency"})
 
@@ -329,10 +389,10 @@ class EvaluateSpec(StageSpec):
         for i, task in enumerate(self.tasks):
             if task.uri is None and task.benchmark == "skills":
                 found[f"tasks[{i}].uri"] = "builtin://skills"
-            for field in ("uri", "examples", "references", "opponents"):
+            for field in ("uri", "examples", "references", "opponents", "difficulties", "include_path"):
                 uri = getattr(task, field)
                 if uri is not None:
-                    found[f"tasks[{i}].{field}"] = uri
+                    found[f"tasks[{i}].{TaskSpec.model_fields[field].alias or field}"] = uri
         if self.judge is not None and self.judge.qualification is not None:
             found["judge.qualification.uri"] = self.judge.qualification.uri
         return found
@@ -351,6 +411,10 @@ class EvaluateSpec(StageSpec):
         names = [task.name for task in self.tasks]
         for i, task in enumerate(self.tasks):
             found += [(f"tasks[{i}].{field}", what) for field, what in task.problems()]
+            if task.samples > 1 and not (self.temperature if task.temperature is None else task.temperature):
+                found.append(
+                    (f"tasks[{i}].samples", "are all the same at temperature 0; give the task a temperature, such as 0.8")
+                )
             if task.name in names[:i]:
                 found.append((f"tasks[{i}].name", f"'{task.name}' names an earlier task too; task names are unique"))
             if task.benchmark in JUDGED and self.judge is None:

@@ -6,7 +6,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from plumbline.api.base import WHOLE, ArtifactType, Input, PositiveInt, StageSpec
+from plumbline.api.base import WHOLE, ArtifactType, Input, NonNegativeInt, PositiveInt, StageSpec
+from plumbline.api.stages.adapters import AdaptersSpec
+from plumbline.api.stages.admission import AdmissionSpec
+from plumbline.api.stages.autoscaling import AutoscalingSpec
+from plumbline.api.stages.release import ReleaseSpec
+from plumbline.api.synthesis.teacher import JUDGE_KEY
 
 
 class ServeSpec(StageSpec):
@@ -18,17 +23,43 @@ class ServeSpec(StageSpec):
     }
     output: ClassVar = ArtifactType.ENDPOINT
     program: ClassVar = "plumbline.serving.endpoint"  # a service, not a job: the drivers start it
-    unfingerprinted: ClassVar = frozenset({"replicas", "port", "max_ongoing_requests"})
+    unfingerprinted: ClassVar = frozenset(
+        {"replicas", "port", "max_ongoing_requests", "adapters", "admission", "release", "autoscaling", "drain_seconds"}
+    )
 
     model_name: str | None = Field(default=None, min_length=1, max_length=200)
     """Name of the model in the API. Default: the name of the run."""
     ungated: bool = False
     """Serve without a passed gate. Off: the stage needs an `evaluate` stage with gates, and they must pass."""
     replicas: PositiveInt = 1
-    """Copies of the model."""
+    """Copies of the model; with `autoscaling`: how many to begin with."""
+    autoscaling: AutoscalingSpec | None = None
+    """Let the number of replicas follow the load. Unset: it stays."""
+    drain_seconds: NonNegativeInt = 120
+    """Longest time that requests under way have to finish when their replica, Pod or node must go. What takes longer is broken off. An
+    answer of `maxTokens` should fit."""
     port: Annotated[int, Field(ge=1, le=65535), WHOLE] | None = None
     """HTTP port of a local endpoint. Unset: 8000, or the next free one. In a cluster the Service decides."""
     max_ongoing_requests: PositiveInt = 64
     """Requests that one replica works on at the same time."""
     max_tokens: PositiveInt = 1024
     """Longest answer that a request may ask for."""
+    adapters: AdaptersSpec | None = None
+    """Adapters of the same base to serve beside the model. Unset: none."""
+    admission: AdmissionSpec = AdmissionSpec()
+    """Who may ask, and how much."""
+    release: ReleaseSpec | None = None
+    """How a changed model takes the place of the one that serves. Unset: at once, when it is loaded and answers."""
+
+    def problems(self) -> list[tuple[str, str]]:
+        scaling = self.autoscaling.problems() if self.autoscaling else []
+        adapters = self.adapters.problems() if self.adapters else []
+        found = [(f"autoscaling.{field}", what) for field, what in scaling]
+        return super().problems() + found + [(f"adapters.{field}", what) for field, what in adapters]
+
+    def secrets(self) -> dict[str, tuple[str, str]]:
+        judge = self.release.judge if self.release else None
+        return {JUDGE_KEY: (judge.key_secret, "apiKey")} if judge and judge.key_secret else {}
+
+    def secret_files(self) -> dict[str, tuple[str, str]]:
+        return self.admission.secret_files()

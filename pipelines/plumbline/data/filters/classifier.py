@@ -14,13 +14,12 @@ from plumbline.api.curation.filters import ClassifierSpec, QualitySpec, SafetySp
 from plumbline.data.filters.words import learned
 from plumbline.data.row import Reject, Row
 from plumbline.errors import InvalidInput, one_line
+from plumbline.models.encoder import input_length
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BatchEncoding, PretrainedConfig
 
-# Positions of RoBERTa and its kin begin after the padding's id: 514 are for 512 tokens.
-_COUNTED_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet", "esm"})
 BATCH_TOKENS = 16_384  # of one forward pass, padding included; activations of a base model stay below a gigabyte
 
 
@@ -145,17 +144,6 @@ class QualityFilter:
             else replace(row, score=score)
             for row, score in scored
         ]
-
-
-def input_length(config: PretrainedConfig, most: int) -> int:
-    """Tokens that a model can read at once, at most `most`."""
-    config = config.get_text_config()
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    if not positions or positions < 0:
-        return most
-    if config.model_type in _COUNTED_FROM_PADDING:
-        positions -= config.pad_token_id + 1
-    return min(most, positions)
 
 
 def _column(spec: ClassifierSpec, config: PretrainedConfig, where: str) -> int | None:

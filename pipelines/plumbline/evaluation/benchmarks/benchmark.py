@@ -30,6 +30,8 @@ class Item:
         rubrics: what a judge grades apart, each completing the sentence "Rate …", by name; without any it grades the whole.
         groups: what the item belongs to, such as `{"subject": "anatomy"}`; figures are told by group too.
         temperature: of its replies, where the benchmark says.
+        stop: what ends a reply, besides its own end.
+        number: its place in the file, from 0, where one asks for that.
         cluster: items that are not independent, such as those of one task, have the same; empty: the item stands alone.
     """
 
@@ -45,6 +47,8 @@ class Item:
     groups: Mapping[str, str] = field(default_factory=dict)
     temperature: float | None = None
     cluster: str = ""
+    stop: tuple[str, ...] = ()
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,13 @@ class Score:
         value: in [0, 1]; 0 when nothing could be extracted.
         extracted: the answer that was found in the reply, None when it has none (unparseable).
         variants: the same reply by other rules, such as `strict`, in [0, 1]. A rule may leave items out.
+        longer: of a comparison, by how many characters the answer is longer than the other.
     """
 
     value: float
     extracted: str | None
     variants: Mapping[str, float] = field(default_factory=dict)
+    longer: int = 0
 
 
 class Source(Protocol):

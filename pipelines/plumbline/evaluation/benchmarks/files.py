@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.evaluation.shown import shown
 from plumbline.external import expand
 
 
@@ -188,9 +189,3 @@ def _rows(uri: str, parse: Callable[[BinaryIO, str], Iterator[tuple[int, Any]]],
             raise PlumblineError(f"{file} cannot be read: {error}") from error
     if not found:
         raise InvalidInput(f"{files[0]}:1: '{uri}' holds no rows; expected {expected}")
-
-
-def shown(value: Any, limit: int = 120) -> str:
-    """A value for an error message, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -36,7 +36,7 @@ def load(task: TaskSpec) -> list[Item]:
     items = []
     for row, question, _, reference in _read(task.uri):
         text = f"{question}\n\n{INSTRUCTION}" if examples is None else _few_shot(task, examples, row, question)
-        items.append(Item(row.id, user(text), reference, (question,)))
+        items.append(Item(row.id, user(text), reference, (question,), stop=() if examples is None else (_QUESTION,)))
     return select(items, task)
 
 

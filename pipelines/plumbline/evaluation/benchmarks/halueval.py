@@ -59,7 +59,20 @@ def load(task: TaskSpec) -> list[Item]:
                     cluster="" if kind == "general" else row.id,
                 )
             )
-    return select(items, task)
+    return _whole_pairs(select(items, task.model_copy(update={"limit": None})), task.limit)
+
+
+def _whole_pairs(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """The first `limit` items, or one more: what belongs to a pair comes with the other, as `pick` needs both."""
+    pairs: dict[str, list[Item]] = {}
+    for item in items:
+        pairs.setdefault(item.cluster or item.id, []).append(item)
+    kept: list[Item] = []
+    for pair in pairs.values():
+        if limit is not None and len(kept) >= limit:
+            break
+        kept += pair
+    return kept
 
 
 def score(reply: str, item: Item) -> Score:

@@ -1,15 +1,16 @@
-"""`humaneval`: Python functions from their docstrings, run against tests (Chen et al. 2021, arXiv 2107.03374). One sample an item: pass@1."""
+"""`humaneval`: Python functions from their docstrings, run against tests (Chen et al. 2021, arXiv 2107.03374): pass@k without bias."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from plumbline.api.stages.evaluate import TaskSpec
 from plumbline.errors import InvalidInput
 from plumbline.evaluation.benchmarks.benchmark import Item, Score, select, user
 from plumbline.evaluation.benchmarks.files import json_rows
-from plumbline.evaluation.scoring.humaneval import SECONDS, Problem, failure, program
+from plumbline.evaluation.scoring.humaneval import SECONDS, Problem, pass_at_k, program, run_programs
 from plumbline.sandbox import supported
 
 EXPECTED = (
@@ -62,9 +63,27 @@ def score(reply: str, item: Item) -> Score:
     Raises:
         InvalidInput: this host cannot isolate programs.
     """
+    return score_samples([reply], item)
+
+
+def score_samples(replies: Sequence[str], item: Item, ks: Sequence[int] = (1,)) -> Score:
+    """pass@1 of several programs for one problem, with `pass@k` of the other k as variants. What is extracted is the first that passes, else the first.
+
+    The mean over problems of 1 − C(n − c, k) / C(n, k) has no bias. Programs run side by side, one a core, equal ones once.
+
+    Args:
+        replies: n, drawn independently.
+        item: the problem.
+        ks: none above n.
+
+    Raises:
+        InvalidInput: this host cannot isolate programs.
+    """
     require_isolation()
-    if not reply.strip():
-        return Score(0.0, None)
     problem = Problem(**json.loads(item.reference))
-    source = program(problem, reply)
-    return Score(float(not failure(source, problem, SECONDS)), source)
+    programs = [(program(problem, reply), problem) for reply in replies if reply.strip()]
+    failures = run_programs(programs, SECONDS)
+    passed = [source for source, _ in programs if not failures[source, problem]]
+    rates = {k: pass_at_k(len(replies), len(passed), k) for k in ks}
+    extracted = next(iter([*passed, *(source for source, _ in programs)]), None)
+    return Score(len(passed) / len(replies), extracted, {f"pass@{k}": rate for k, rate in rates.items() if k > 1})

@@ -10,7 +10,8 @@ from plumbline.api.stages.evaluate import TaskSpec
 from plumbline.errors import InvalidInput
 from plumbline.evaluation.benchmarks.benchmark import Item, select, user
 from plumbline.evaluation.judges.skills import SKILLS
-from plumbline.evaluation.scoring.records import Record, read_records, shown
+from plumbline.evaluation.scoring.records import Record, read_records
+from plumbline.evaluation.shown import shown
 
 IDS = ("question_id", "uid", "id", "idx")
 TEXTS = ("turns", "prompt", "instruction", "Instruction", "question", "conversations")
@@ -46,7 +47,7 @@ class OpenQuestions:
         """
         assert task.uri is not None, "TaskSpec.problems asks for it"
         items: dict[str, Item] = {}
-        for record in read_records(task.uri, EXPECTED):
+        for number, record in enumerate(read_records(task.uri, EXPECTED)):
             first, *further = turns = _turns(record)
             if self.turns is not None and len(turns) != self.turns:
                 raise record.refuse(f"has {len(turns)} turns; {task.benchmark} has {self.turns} a question")
@@ -65,6 +66,7 @@ class OpenQuestions:
                 rubrics=self.rubrics(record),
                 groups=groups,
                 temperature=TEMPERATURES.get(groups.get("category", ""), 0.0) if task.benchmark == "mtBench" else None,
+                number=number,
             )
         if task.references is not None:
             stored = stored_answers(task.references, list(items.values()), "references")

@@ -11,8 +11,9 @@ from typing import Any
 from plumbline.api.stages.evaluate import TaskSpec
 from plumbline.errors import InvalidInput
 from plumbline.evaluation.benchmarks.benchmark import Item, Score, select, user
-from plumbline.evaluation.benchmarks.files import Row, json_documents, shown
+from plumbline.evaluation.benchmarks.files import Row, json_documents
 from plumbline.evaluation.metrics.rouge import rouge_l
+from plumbline.evaluation.shown import shown
 
 EXPECTED = (
     'task files of Super-NaturalInstructions: {"Definition": "…", "Positive Examples": [{"input": "…", "output": "…"}], '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,12 +43,10 @@ class Length:
         longer: of the decided pairs with answers of different lengths, how often the longer one is preferred; None without any.
         coefficient: of tanh(Δ / sd Δ), Δ the candidate's characters less the opponent's, in a logistic regression of the outcome with an
             intercept and a ridge of 1; above 0 the longer answer gains. None where it cannot be fitted.
-        controlled: length-controlled win rate in [0, 1], only where difficulties are given: without them it is worse than the raw rate.
     """
 
     longer: Estimate | None
     coefficient: float | None
-    controlled: float | None
 
 
 @dataclass(frozen=True)
@@ -76,13 +74,12 @@ class Figures:
     length: Length
 
 
-def figures(judgments: Sequence[PairJudgment], confidence: float, difficulty: Mapping[str, float] | None = None) -> Figures:
+def figures(judgments: Sequence[PairJudgment], confidence: float) -> Figures:
     """All figures, with Wilson intervals; those of single verdicts take the verdicts on one pair for independent.
 
     Args:
         judgments: of one candidate against one opponent.
         confidence: of the intervals.
-        difficulty: of the instructions, by id of the pair; used where every scored pair has one.
     """
     scored = [one for one in judgments if one.outcome is not None]
     both = [one.consistent for one in judgments if one.consistent is not None]
@@ -98,11 +95,11 @@ def figures(judgments: Sequence[PairJudgment], confidence: float, difficulty: Ma
         consistency=_share(both, confidence),
         first=_share(places, confidence),
         ties=_share([verdict == "Tie" for verdict in verdicts], confidence),
-        length=_length(scored, confidence, difficulty),
+        length=_length(scored, confidence),
     )
 
 
-def _length(scored: Sequence[PairJudgment], confidence: float, difficulty: Mapping[str, float] | None) -> Length:
+def _length(scored: Sequence[PairJudgment], confidence: float) -> Length:
     decided = [
         (one.lengths[0] > one.lengths[1]) == (one.outcome > 0.5)
         for one in scored
@@ -112,12 +109,8 @@ def _length(scored: Sequence[PairJudgment], confidence: float, difficulty: Mappi
     preference = np.array([one.outcome for one in scored], dtype=np.float64)
     gain = np.array([one.lengths[0] - one.lengths[1] for one in scored], dtype=np.float64)
     if len(scored) < length_control.FOLDS or not gain.std(ddof=1):
-        return Length(longer, None, None)
-    controlled = None
-    if difficulty is not None and all(one.id in difficulty for one in scored):
-        hardness = np.array([difficulty[one.id] for one in scored])
-        controlled = length_control.predict(length_control.fit(preference, -gain, hardness), hardness) / 100
-    return Length(longer, _coefficient(preference, gain), controlled)
+        return Length(longer, None)
+    return Length(longer, _coefficient(preference, gain))
 
 
 def _coefficient(preference: Floats, gain: Floats) -> float:

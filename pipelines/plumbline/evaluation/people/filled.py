@@ -11,7 +11,7 @@ from pathlib import Path
 
 from plumbline.errors import InvalidInput
 from plumbline.evaluation.people.sheet import VERDICTS, Key, Kind, Row, defused
-from plumbline.evaluation.scoring.records import printable, shown
+from plumbline.evaluation.shown import printable, shown
 
 MARKS = (",", ";", "\t")
 LONGEST = 1 << 26

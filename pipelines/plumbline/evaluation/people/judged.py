@@ -10,7 +10,8 @@ from plumbline.errors import InvalidInput
 from plumbline.evaluation.people.figures import GRADES, Unit
 from plumbline.evaluation.people.outputs import PLAIN
 from plumbline.evaluation.people.sheet import Key
-from plumbline.evaluation.scoring.records import Record, read_records, shown
+from plumbline.evaluation.scoring.records import Record, read_records
+from plumbline.evaluation.shown import shown
 
 EXPECTED: Mapping[str, str] = {
     "pairwise": "judgments: item (or question_id), and model_a, model_b, winner; or model, against and outcome (0 to 1, null where unscored)",

@@ -13,7 +13,8 @@ from typing import Any
 
 from plumbline.errors import InvalidInput
 from plumbline.evaluation.judges.rating import request_of
-from plumbline.evaluation.scoring.records import Record, printable, read_records, shown
+from plumbline.evaluation.scoring.records import Record, read_records
+from plumbline.evaluation.shown import printable, shown
 from plumbline.external import expand
 
 SAMPLES = "samples.jsonl"

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from plumbline.errors import InvalidInput
 from plumbline.evaluation.people.outputs import Answer
-from plumbline.evaluation.scoring.records import shown
+from plumbline.evaluation.shown import shown
 
 Kind = Literal["pairwise", "acceptability"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

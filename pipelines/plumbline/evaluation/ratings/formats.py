@@ -13,7 +13,8 @@ from typing import Any
 from plumbline.data.records import excerpt
 from plumbline.errors import InvalidInput
 from plumbline.evaluation.ratings.battles import Battle, Judgments, Preference, Score, Unscored
-from plumbline.evaluation.ratings.record import FAILED, FIELDS, SHOWN, Record, records, shown
+from plumbline.evaluation.ratings.record import FAILED, FIELDS, SHOWN, Record, records
+from plumbline.evaluation.shown import shown
 from plumbline.external import expand
 
 TIE_DELTA = 0.1

@@ -56,7 +56,9 @@ def predict(weights: Weights, difficulty: Floats) -> float:
     return 100 * float(expit(weights.model + weights.difficulty * difficulty).mean())
 
 
-def fit(preference: Floats, longer: Floats, difficulty: Floats, anchors: Anchors | None = None) -> Weights:
+def fit(
+    preference: Floats, longer: Floats, difficulty: Floats, anchors: Anchors | None = None, penalty: float | None = None
+) -> Weights:
     """The terms from a model's judgments, by logistic regression without intercept under an L1 penalty.
 
     A preference p is two observations, 1 of weight p and 0 of weight 1 − p, which stay in one fold.
@@ -66,10 +68,31 @@ def fit(preference: Floats, longer: Floats, difficulty: Floats, anchors: Anchors
         longer: (n,) characters of the baseline's answer less the model's.
         difficulty: (n,) of the instructions.
         anchors: further judgments that know no term of the model.
+        penalty: its inverse strength; None: `best_penalty`.
 
     Raises:
         ValueError: too few items, or all lengths differ by the same, so that nothing tells length from the model.
     """
+    observed = _Observed.of(*_features(preference, longer, difficulty, anchors))
+    coefficients = observed.coefficients(observed.best_penalty() if penalty is None else penalty)
+    return Weights(length=float(coefficients[0]), difficulty=float(coefficients[1]), model=float(coefficients[2]))
+
+
+def best_penalty(preference: Floats, longer: Floats, difficulty: Floats) -> float:
+    """The inverse strength that five-fold cross-validation takes; arguments and errors as of `fit`."""
+    return _Observed.of(*_features(preference, longer, difficulty, None)).best_penalty()
+
+
+def departs(raw: float, controlled: float) -> bool:
+    """Whether length control moves a win rate by more than both 10 points and a quarter of the way to 0 or 100."""
+    down, up = raw - controlled, controlled - raw
+    return down > max(10, raw / 4) or up > max(10, (100 - raw) / 4)
+
+
+def _features(
+    preference: Floats, longer: Floats, difficulty: Floats, anchors: Anchors | None
+) -> tuple[Floats, Floats, Floats]:
+    """Features, preference and weight of each judgment."""
     n = len(preference)
     if n < FOLDS:
         raise ValueError(f"{n} scored judgments are too few to fit the model; {FOLDS} are the least")
@@ -83,41 +106,54 @@ def fit(preference: Floats, longer: Floats, difficulty: Floats, anchors: Anchors
         also = np.column_stack((np.tanh(anchors.length), anchors.difficulty, np.zeros(len(anchors.length))))
         features, target = np.concatenate((also, features)), np.concatenate((anchors.preference, target))
         weight = np.concatenate((np.full(len(also), ANCHOR_WEIGHT), weight))
-    coefficients = _fitted(features, target, weight)
-    return Weights(length=float(coefficients[0]), difficulty=float(coefficients[1]), model=float(coefficients[2]))
+    return features, target, weight
 
 
-def departs(raw: float, controlled: float) -> bool:
-    """Whether length control moves a win rate by more than both 10 points and a quarter of the way to 0 or 100."""
-    down, up = raw - controlled, controlled - raw
-    return down > max(10, raw / 4) or up > max(10, (100 - raw) / 4)
+@dataclass(frozen=True)
+class _Observed:
+    """Judgments as observations: of each one that the model was preferred and one that it was not.
 
+    Attributes:
+        rows: features, (2n, 3).
+        label: (2n,) 1 or 0.
+        preference: (2n,) of the judgment.
+        weight: (2n,) of the judgment.
+    """
 
-def _fitted(features: Floats, target: Floats, weight: Floats) -> Floats:
-    from sklearn.linear_model import LogisticRegression  # a second that only a fit is worth
-    from sklearn.model_selection import GroupKFold
+    rows: Floats
+    label: Floats
+    preference: Floats
+    weight: Floats
 
-    rows = np.concatenate((features, features))
-    label = np.repeat((1, 0), len(target))
-    target = np.clip(target, _SURE, 1 - _SURE)
-    chance = np.concatenate((target, 1 - target))
-    twice = np.concatenate((weight, weight))
-    group = np.tile(np.arange(len(target)), 2)
-    folds = list(GroupKFold(FOLDS).split(rows, label, group))
+    @staticmethod
+    def of(features: Floats, target: Floats, weight: Floats) -> _Observed:
+        target = np.clip(target, _SURE, 1 - _SURE)
+        label = np.repeat((1.0, 0.0), len(target))
+        return _Observed(np.concatenate((features, features)), label, np.tile(target, 2), np.tile(weight, 2))
 
-    def regression(penalty: float, chosen: Floats | slice) -> Any:
+    def coefficients(self, penalty: float) -> Floats:
+        found: Floats = self._fitted(penalty, slice(None)).coef_[0]
+        return found
+
+    def best_penalty(self) -> float:
+        from sklearn.model_selection import GroupKFold
+
+        group = np.tile(np.arange(len(self.label) // 2), 2)
+        folds = list(GroupKFold(FOLDS).split(self.rows, self.label, group))
+
+        def loss(penalty: float) -> float:
+            losses = []
+            for kept, tested in folds:
+                said = np.clip(self._fitted(penalty, kept).predict_proba(self.rows[tested])[:, 1], 1e-15, 1 - 1e-15)
+                p = self.preference[tested]  # once for each of the two observations of an item, whichever of them it is
+                losses.append(float(-np.mean(self.weight[tested] * (p * np.log(said) + (1 - p) * np.log(1 - said)))))
+            return float(np.mean(losses))
+
+        return float(min(PENALTIES, key=loss))
+
+    def _fitted(self, penalty: float, chosen: Floats | slice) -> Any:
+        from sklearn.linear_model import LogisticRegression  # a second that only a fit is worth
+
         model = LogisticRegression(C=penalty, l1_ratio=1.0, solver="liblinear", fit_intercept=False, random_state=_SEED)
-        return model.fit(rows[chosen], label[chosen], sample_weight=(chance * twice)[chosen])
-
-    def loss(penalty: float) -> float:
-        losses = []
-        for kept, tested in folds:
-            said = np.clip(regression(penalty, kept).predict_proba(rows[tested])[:, 1], 1e-15, 1 - 1e-15)
-            # Once for each of the two observations of an item, whichever of them it is
-            p = np.where(label[tested] == 1, chance[tested], 1 - chance[tested])
-            losses.append(float(-np.mean(twice[tested] * (p * np.log(said) + (1 - p) * np.log(1 - said)))))
-        return float(np.mean(losses))
-
-    best = min(PENALTIES, key=loss)
-    found: Floats = regression(best, slice(None)).coef_[0]
-    return found
+        chance = np.where(self.label == 1, self.preference, 1 - self.preference)
+        return model.fit(self.rows[chosen], self.label[chosen], sample_weight=(chance * self.weight)[chosen])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from plumbline.data.read import read_records
 from plumbline.data.records import Broken, excerpt
 from plumbline.errors import InvalidInput
+from plumbline.evaluation.shown import shown
 
 SHOWN = 120
 """Characters of a value in a message."""
@@ -140,8 +140,3 @@ def _fits(value: Mapping[str, Any], format: str) -> bool:
     """Whether a record has what the format needs."""
     there = set(value)
     return any(needed <= there for needed in _NEEDED[format])
-
-
-def shown(value: Any) -> str:
-    """A value in a message."""
-    return excerpt(json.dumps(value, ensure_ascii=False, default=str), SHOWN)

@@ -73,7 +73,7 @@ def score_humaneval(
     if not asked:
         raise refuse_unmatched(outputs, problems, "task_id")
     programs = [(program(known[task], reply(record, "completion")), known[task]) for record, task in asked]
-    failures = _run(programs, seconds, allow_unsandboxed, progress)
+    failures = run_programs(programs, seconds, allow_unsandboxed, progress)
 
     samples: list[Sample] = []
     tasks: dict[str, list[float]] = {}
@@ -164,11 +164,11 @@ def _problems_inside(records: Sequence[Record]) -> dict[str, Problem]:
     return {one.text("task_id"): Problem(one.text("prompt"), one.text("entry_point"), one.text("test")) for one in records}
 
 
-def _run(
+def run_programs(
     programs: Sequence[tuple[str, Problem]],
     seconds: float,
-    allow_unsandboxed: bool,
-    progress: Callable[[int, int], None] | None,
+    allow_unsandboxed: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[tuple[str, Problem], str]:
     """Why each program failed, empty if it passed. The work is done in the sandbox's processes, so threads are enough to wait for it."""
     different = list(dict.fromkeys(programs))

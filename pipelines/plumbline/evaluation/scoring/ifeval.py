@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from plumbline.evaluation.scoring.instructions import KINDS, follows
-from plumbline.evaluation.scoring.records import Record, read_records, shown
+from plumbline.evaluation.scoring.records import Record, read_records
 from plumbline.evaluation.scoring.scored import Sample, Scored, once, refuse_unmatched, reply, share
+from plumbline.evaluation.shown import shown
 from plumbline.evaluation.statistics import Estimate, mean
 
 OUTPUTS = "records with prompt and response"

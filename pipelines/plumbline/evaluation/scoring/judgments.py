@@ -11,7 +11,8 @@ from typing import Any
 from plumbline.errors import InvalidInput
 from plumbline.evaluation.agreement import majority, turned
 from plumbline.evaluation.judges.pairwise import Verdict, read_verdict
-from plumbline.evaluation.scoring.records import Record, read_records, shown
+from plumbline.evaluation.scoring.records import Record, read_records
+from plumbline.evaluation.shown import shown
 
 _TEXTS = {
     "idx", "motivation_app", "cmp_key", "instruction", "input", "response1", "response2", "scenario", "prompt", "response 1", "response 2",

@@ -10,8 +10,9 @@ from plumbline.evaluation.benchmarks.benchmark import Item
 from plumbline.evaluation.benchmarks.files import csv_rows
 from plumbline.evaluation.benchmarks.mmlu import EXPECTED, LETTERS, subject
 from plumbline.evaluation.benchmarks.mmlu import score as score_reply
-from plumbline.evaluation.scoring.records import Record, read_records, shown
+from plumbline.evaluation.scoring.records import Record, read_records
 from plumbline.evaluation.scoring.scored import REPLY, Sample, Scored, once, refuse_unmatched, reply, share
+from plumbline.evaluation.shown import shown
 from plumbline.evaluation.statistics import Estimate
 
 OUTPUTS = (

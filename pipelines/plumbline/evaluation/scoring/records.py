@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 
 from plumbline.errors import InvalidInput, PlumblineError
+from plumbline.evaluation.shown import printable, shown
 from plumbline.external import expand
 
 _COMPRESSION = (".gz", ".bz2", ".xz", ".zip")
@@ -76,20 +77,6 @@ def read_records(uri: str, expected: str) -> list[Record]:
     if not found:
         raise InvalidInput(f"'{uri}' holds no records; expected {expected}")
     return found
-
-
-def printable(text: str) -> str:
-    """A text without what no terminal can be sent: halves of characters, which JSON may hold."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def shown(value: Any, limit: int = 80) -> str:
-    """A value for an error message."""
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = repr(value)
-    return printable(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def _text(file: str, expected: str) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from plumbline.errors import InvalidInput
 from plumbline.evaluation import statistics
-from plumbline.evaluation.scoring.records import Record, shown
+from plumbline.evaluation.scoring.records import Record
+from plumbline.evaluation.shown import shown
 from plumbline.evaluation.statistics import Estimate
 
 CONFIDENCE = 0.95

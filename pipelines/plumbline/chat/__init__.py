@@ -1,0 +1,1 @@
+"""`plumbline chat`: a conversation in the terminal with whatever speaks OpenAI's API."""

@@ -1,0 +1,71 @@
+"""The audit log: one line of JSON for each request, without what was asked unless that is wanted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+from typing import Any
+
+from plumbline.api.stages.admission import AuditSpec
+from plumbline.errors import InvalidInput, one_line
+
+ASKED = ("messages", "prompt", "input")  # fields of a request that hold what was asked
+MOST_BYTES = 2**20  # of one request that are kept
+
+
+class Audit:
+    """Where the lines go.
+
+    Args:
+        spec: what is wanted.
+
+    Raises:
+        InvalidInput: the folder cannot be written.
+    """
+
+    def __init__(self, spec: AuditSpec) -> None:
+        self.prompts = spec.prompts
+        self._log = logging.getLogger(f"plumbline.audit.{id(self)}")  # no other writes into this file
+        self._log.propagate = False
+        self._log.setLevel(logging.INFO)
+        handler = _handler(spec.folder)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        self._log.addHandler(handler)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One line; a full disk is told by `logging` and costs no request its answer."""
+        stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._log.info("%s", json.dumps({"time": stamp, **record}, ensure_ascii=True, separators=(",", ":")))
+
+    def close(self) -> None:
+        """Close the file."""
+        for handler in list(self._log.handlers):
+            self._log.removeHandler(handler)
+            handler.close()
+
+
+def _handler(folder: str | None) -> logging.Handler:
+    if folder is None:
+        return logging.StreamHandler(sys.stdout)
+    path = Path(folder) / f"audit-{socket.gethostname()}-{os.getpid()}.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One file for each process: appending from several nodes to one would mix lines on a network's file system.
+        return WatchedFileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"admission.audit.folder: {path} cannot be written: {one_line(error)}") from error
+
+
+def asked(body: bytes) -> Any:
+    """What was asked, of a request's body; None where it cannot be told."""
+    try:
+        found = json.loads(body)
+        return next((found[name] for name in ASKED if name in found), None)
+    except (ValueError, TypeError, RecursionError):
+        return None

@@ -1,0 +1,164 @@
+"""Replicas that come with load, die under it and go after it, behind Serve's HAProxy; and what Prometheus sees of it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from plumbline.local_endpoint import open_local
+from plumbline.serving.prometheus import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
+from support.served_process import BEGINS, FINGERPRINT, MODEL, TARGET
+
+pytestmark = pytest.mark.ray
+
+CLIENTS = 3 * TARGET  # more than two replicas want
+PATIENCE = 120
+
+
+@dataclass
+class Served:
+    process: subprocess.Popen[str]
+    url: str
+    metrics: str
+
+    def replicas(self) -> list[int]:
+        """Process ids."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child.pid for child in children if _name(child).startswith("ray::ServeReplica")]
+
+    def figures(self, name: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of each series of a metric of ours, as Ray exports it."""
+        with open_local(self.metrics, timeout=30) as answer:
+            text = answer.read().decode()
+        found = re.findall(rf"^ray_{PREFIX}{name}\{{(.*)\}} (\S+)$", text, re.MULTILINE)
+        return [(dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)) for labels, value in found]
+
+    def answering(self) -> set[str]:
+        """Replicas that have answered."""
+        return {labels["replica"] for labels, _ in self.figures("requests_total")}
+
+
+@dataclass
+class Outcomes:
+    answers: int = 0
+    streams: int = 0
+    broken: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "support.served_process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=environment,
+    )
+    assert process.stdout is not None
+    said = next((line for line in process.stdout if line.startswith(BEGINS)), None)
+    assert said, "it did not come up"
+    try:
+        yield Served(process, **json.loads(said))
+    finally:
+        process.communicate()
+
+
+@contextmanager
+def load(served: Served) -> Iterator[Outcomes]:
+    """Requests all the time, every third a stream. What failed is known when the block has ended."""
+    found, over = Outcomes(), threading.Event()
+    lock = threading.Lock()
+
+    def client(number: int) -> None:
+        stream = number % 3 == 0
+        chat = [{"role": "user", "content": f"Count to {number}."}]
+        body = json.dumps({"model": MODEL, "messages": chat, "max_tokens": 400, "stream": stream}).encode()
+        while not over.is_set():
+            request = urllib.request.Request(f"{served.url}/chat/completions", body, {"Content-Type": "application/json"})
+            try:
+                with open_local(request, timeout=PATIENCE) as answer:
+                    text = answer.read().decode()
+                whole = text.endswith("data: [DONE]\n\n") if stream else bool(json.loads(text)["choices"])
+                with lock:
+                    found.streams += stream and whole
+                    found.answers += not stream and whole
+                    found.failures += [] if whole else [text[-300:]]
+            except (http.client.IncompleteRead, ConnectionError) as error:
+                with lock:
+                    (found.broken if stream else found.failures).append(repr(error))
+            except Exception as error:
+                with lock:
+                    found.failures.append(repr(error))
+
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
+    for one in clients:
+        one.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        for one in clients:
+            one.join()
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.2)
+
+
+def test_load_brings_up_a_second_replica_and_both_are_counted(served: Served) -> None:
+    with load(served) as found:
+        until(lambda: len(served.answering()) == 2)
+        until(lambda: sum(value for _, value in served.figures("requests_running")) > 0)
+    assert not found.failures + found.broken
+    count = found.answers + found.streams
+    until(lambda: sum(value for _, value in served.figures("requests_total")) >= count)
+    labels, _ = served.figures("requests_total")[0]
+    assert labels.items() >= {"model": MODEL, "version": FINGERPRINT, "route": "chat", "status": "200"}.items()
+    assert sum(value for _, value in served.figures("first_token_seconds_count")) == found.streams
+    exported = {*(f"{name}_total" for name in COUNTERS), *(f"{name}_bucket" for name in HISTOGRAMS), *GAUGES}
+    assert all(served.figures(name) for name in exported)
+
+
+def test_a_replica_that_dies_loses_no_answer_and_its_streams_break_unmistakably(served: Served) -> None:
+    with load(served) as found:
+        before = served.answering()
+        until(lambda: len(served.replicas()) == 2 and len(served.answering()) >= 2)
+        victim, *_ = served.replicas()
+        os.kill(victim, signal.SIGKILL)
+        answers = found.answers
+        until(lambda: len(set(served.replicas()) - {victim}) == 2 and found.answers > answers + 10 * CLIENTS)
+    assert found.failures == []
+    assert len(found.broken) <= CLIENTS
+    assert before <= served.answering()
+
+
+def test_replicas_go_when_load_has_gone(served: Served) -> None:
+    until(lambda: len(served.replicas()) == 1)
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
