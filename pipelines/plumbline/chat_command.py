@@ -9,10 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from plumbline.kubectl.commands import add_cluster_options
-
-RUN_FILES = (".yaml", ".yml", ".json")
-"""How a file's name ends; all else without a slash is the name of a run in a cluster."""
+from plumbline.kubectl.commands import add_cluster_options, is_run_file
 
 
 def add_chat(commands: argparse._SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
@@ -86,7 +83,7 @@ def _served(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
     from plumbline.errors import InvalidInput
 
     name: str | None = options.run
-    is_file = name is not None and (os.sep in name or name.endswith(RUN_FILES))
+    is_file = name is not None and is_run_file(name)
     if not is_file and (options.stage or options.workspace):
         raise InvalidInput("--stage and --workspace go with a run file; give one")
     if options.endpoint:

@@ -6,10 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
-from plumbline.kubectl.commands import add_cluster_options
+from plumbline.kubectl.commands import add_cluster_options, is_run_file
 
-RUN_FILES = (".yaml", ".yml", ".json")
-"""How a file's name ends; all else without a slash is the name of a run in a cluster."""
 PATIENCE = 120.0  # seconds for a controller to obey
 POLL = 0.2
 
@@ -32,7 +30,7 @@ def add_rollback(commands: argparse._SubParsersAction[argparse.ArgumentParser], 
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    if options.run.endswith(RUN_FILES) or "/" in options.run:
+    if is_run_file(options.run):
         return _in_workspace(options)
     return _in_cluster(options)
 

@@ -357,6 +357,9 @@ def test_two_of_one_name_are_refused() -> None:
     sources = [{"name": name, "kind": "sft", "fingerprint": "a" * 20} for name in ("x", "y", "x")]
     spec = ServeSpec(adapters=AdaptersSpec.model_validate({"models": sources}, by_alias=True))
     assert spec.problems() == [("adapters.models", "two have the name 'x'; give each its own")]
+    spec = ServeSpec(model_name="tuned", adapters=AdaptersSpec(base_name="tuned"))
+    (problem,) = spec.problems()
+    assert problem == ("adapters.baseName", "'tuned' is the served model's `modelName`; give the base another name")
 
 
 def test_an_adapter_cannot_have_the_name_of_the_served_model(workspace: Workspace) -> None:

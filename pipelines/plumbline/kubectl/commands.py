@@ -23,6 +23,11 @@ def add_cluster_options(parser: argparse.ArgumentParser, default: str | None = N
     parser.add_argument("--context", default=default, help="of the kubeconfig; default: the current one")
 
 
+def is_run_file(run: str) -> bool:
+    """Whether what a command is given is a run's file; all else is the name of a run in a cluster."""
+    return "/" in run or run.endswith((".yaml", ".yml", ".json"))
+
+
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser], epilog: str) -> None:
     """Add the commands to the parser of `plumbline`."""
 

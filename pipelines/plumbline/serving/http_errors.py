@@ -13,6 +13,8 @@ from starlette.exceptions import HTTPException
 from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.serving.openai_schema import OpenAIError
 
+SHOWN = 60  # characters of a value in a message
+
 
 class ErrorDetail(BaseModel):
     """`param` is the request field at fault, `code` a reason for programs."""
@@ -35,7 +37,10 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, _error_response)
 
 
-async def _error_response(_: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):  # of the router: no such path, or method
+        words = f"{request.method} {request.url.path} is not served here; /docs lists what is"
+        return error_response(OpenAIError(error.status_code, words), error.headers)
     return error_response(as_openai_error(error), error.headers if isinstance(error, HTTPException) else None)
 
 
@@ -69,4 +74,11 @@ def _of_wrong_body(error: RequestValidationError) -> OpenAIError:
     if first["type"] in ("model_attributes_type", "missing") and not where:
         return OpenAIError(400, "body: give a JSON object, with the header Content-Type: application/json")
     field = ".".join(map(str, where)) or None
+    given = first["input"]
+    if (
+        not first["type"].startswith(("value_error", "missing"))
+        and isinstance(given, int | float | str)
+        and len(str(given)) <= SHOWN
+    ):
+        words += f", not {json.dumps(given)}"
     return OpenAIError(400, f"{field or 'body'}: {words}", param=field)

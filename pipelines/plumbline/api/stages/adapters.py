@@ -42,9 +42,15 @@ class AdaptersSpec(SpecModel):
     max_rank: Annotated[int, Field(ge=1, le=512), WHOLE] = 64
     """Largest rank. On a GPU room is kept for one adapter of this rank for each request worked on."""
 
-    def problems(self) -> list[tuple[str, str]]:
-        """What field types cannot say: (field path below the block, sentence) for each contradiction."""
+    def problems(self, served: str | None) -> list[tuple[str, str]]:
+        """What field types cannot say: (field path below the block, sentence) for each contradiction.
+
+        Args:
+            served: name of the model beside them, where the run says it.
+        """
+        if served is not None and served == self.base_name:
+            return [("baseName", f"'{served}' is the served model's `modelName`; give the base another name")]
         names = [source.name for source in self.models]
-        names += [self.base_name] if self.base_name else []
+        names += [name for name in (self.base_name, served) if name]
         twice = next((name for name in names if names.count(name) > 1), None)
         return [("models", f"two have the name '{twice}'; give each its own")] if twice else []

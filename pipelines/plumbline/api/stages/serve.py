@@ -53,7 +53,7 @@ class ServeSpec(StageSpec):
 
     def problems(self) -> list[tuple[str, str]]:
         scaling = self.autoscaling.problems() if self.autoscaling else []
-        adapters = self.adapters.problems() if self.adapters else []
+        adapters = self.adapters.problems(self.model_name) if self.adapters else []
         found = [(f"autoscaling.{field}", what) for field, what in scaling]
         return super().problems() + found + [(f"adapters.{field}", what) for field, what in adapters]
 
