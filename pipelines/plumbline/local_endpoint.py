@@ -49,7 +49,8 @@ def serves(record: Record, plan: Plan, stage: str) -> bool:
     if record["fingerprint"] != fingerprint or record["serve"] != wanted or not answers(record):
         return False
     release = Records(plan.workspace_uri, plan.name, stage).read()
-    return release is None or fingerprint not in release.refused
+    known = [release.stable, release.candidate if release.releasing else None] if release is not None else []
+    return release is None or any(version is not None and version.fingerprint == fingerprint for version in known)
 
 
 def can_take(record: Record, plan: Plan, stage: str) -> bool:

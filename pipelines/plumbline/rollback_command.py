@@ -53,9 +53,9 @@ def _in_workspace(options: argparse.Namespace) -> int:
         raise InvalidInput(f"stage '{stage}' has served nothing from {workspace} yet; there is nothing to go back to")
     wanted = target(record, options.to)
     if wanted is None and options.to is None:
-        raise InvalidInput(f"{record.words()}; nothing served before it")
+        raise InvalidInput(f"{record.words()}; nothing served before it that was not rolled back; name one with --to")
     if wanted is None:
-        known = [one.fingerprint for one in (record.stable, record.previous, record.candidate) if one is not None]
+        known = dict.fromkeys(one.fingerprint for one in (record.stable, record.previous, record.candidate) if one)
         raise InvalidInput(f"--to {options.to}: the record knows {', '.join(known)}; for another model change the run")
     if wanted.fingerprint == record.stable.fingerprint and not record.releasing:
         print(f"{stage}: {record.words()} already")

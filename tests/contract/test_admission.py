@@ -78,7 +78,7 @@ def test_bad_files_are_refused_by_both(text: str, runs: Runs, tmp_path: Path) ->
         ("role of another kind", "kind sft has only these inputs: model, dataset"),
         ("serve without evaluate", "stage 'live': serve needs an earlier evaluate stage with gates"),
         ("serve what was not evaluated", "stage 'live': serve must serve the model that its report evaluated"),
-        ("benchmark without its data", "every benchmark but skills needs the uri of its data"),
+        ("benchmark without its data", "every benchmark but skills and lmEvaluationHarness needs the uri of its data"),
         ("gate on no task", "gates[].task must name a task of the same stage"),
         ("duplicate name", "Duplicate value"),
         ("unknown field", "epochz"),

@@ -133,14 +133,15 @@ def test_a_release_tells_where_it_is_and_obeys_what_is_asked_in_the_config_map(c
         ).model_dump_json(by_alias=True)
         return Controller(arguments, told=reporter(arguments))
 
-    controller("a")
+    controller("a").report(Report("replica", None, Window(), frozenset({"a" * 20})))
     wait_for(lambda: "stage-live.json" in cluster.data())
     assert cluster.report("live").message == ""
     second = controller("f")
+    second.report(Report("replica", None, Window(), frozenset({"a" * 20})))
     wait_for(lambda: "is being loaded beside" in cluster.report("live").message)
     assert cluster.report("live").fingerprint == PRINT
     (tmp_path / rollback_key("live")).write_text(Rollback.make(None).model_dump_json())
-    assert second.report(Report("replica", None, Window())).phase == "rolledBack"
+    wait_for(lambda: second.report(Report("replica", None, Window())).phase == "rolledBack")
     wait_for(lambda: "was rolled back" in cluster.report("live").message)
     assert "by hand" in cluster.report("live").message
 

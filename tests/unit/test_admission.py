@@ -28,6 +28,7 @@ from plumbline.api.stages.serve import ServeSpec
 from plumbline.errors import InvalidInput
 from plumbline.external import TINY
 from plumbline.models.reference import ModelReference
+from plumbline.serving.admission.audit import Audit
 from plumbline.serving.admission.gate import SPARE, Admission, AdmissionSettings
 from plumbline.serving.admission.keys import LOOK_SECONDS, ApiKey, digest, new_key, write_keys
 from plumbline.serving.admission.middleware import OPEN, AdmissionMiddleware
@@ -471,3 +472,16 @@ def test_a_client_that_left_is_499_in_the_audit_log(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert [one["status"] for one in lines(tmp_path)] == [499]
+
+
+def test_a_line_that_cannot_be_written_is_told_without_what_was_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    audit = Audit(AuditSpec(folder=str(tmp_path), prompts=True))
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    tmp_path.rmdir()
+    audit.write({"asked": "a secret"})
+    assert "could not be written" in caplog.text
+    assert "a secret" not in caplog.text + "".join(capfd.readouterr())
+    audit.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from datetime import date
@@ -165,6 +166,24 @@ def test_a_broken_or_missing_file_keeps_the_keys_and_is_told_once(
     other = stored(path, "bob")["bob"]
     clock.now += LOOK_SECONDS
     assert file.find(f"Bearer {other}").name == "bob"
+
+
+def test_a_file_that_could_not_be_opened_is_read_when_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, clock = tmp_path / "keys.yaml", Clock()
+    old = stored(path, "alice")["alice"]
+    file = KeyFile(path, clock)
+    stored(path, "bob")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", _no_descriptor_left)
+        clock.now += LOOK_SECONDS
+        assert file.find(f"Bearer {old}").name == "alice"
+    clock.now += LOOK_SECONDS
+    with pytest.raises(OpenAIError):
+        file.find(f"Bearer {old}")
+
+
+def _no_descriptor_left(*_: object, **__: object) -> str:
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 # The command

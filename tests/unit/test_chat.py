@@ -108,6 +108,7 @@ def test_commands(url: str, tmp_path: Path) -> None:
         "/model ours 'org/other one'",
         f"/save {file}",
         f"/save {file}",
+        "/save ~no-such-person/file",
         "/save",
         "/new",
         "/model nobody",
@@ -132,6 +133,7 @@ def test_commands(url: str, tmp_path: Path) -> None:
     for said in (
         "saved to",
         "cannot be written: File exists; give another name",
+        "~no-such-person/file cannot be written: Could not determine home directory",
         "/save needs the name of a file",
         "no model 'nobody' is served here; there are: ours, org/other one",
         "quote a name that has spaces",
@@ -158,7 +160,8 @@ def test_what_cannot_be_is_said_before_anything_is_asked(url: str, command: Comm
     assert "there is no such environment variable" in command(*here, "--api-key-env", "NO_SUCH_KEY")[2]
     assert "whom to talk to?" in command("--message", "x")[2]
     assert "go with a run file" in command("a-run", "--stage", "live")[2]
-    assert "is no http URL" in command("--endpoint", "file:///etc", "--message", "x")[2]
+    for wrong_url in ("file:///etc", "http://[::1", "http://127.0.0.1:99999/v1", "http://127.0.0.1:x/v1"):
+        assert f"'{wrong_url}' is no http URL" in command("--endpoint", wrong_url, "--message", "x")[2]
     assert "nothing answers at" in command("--endpoint", "http://127.0.0.1:9/v1", "--message", "x")[2]
     for wrong in (("--temperature", "3"), ("--max-tokens", "0"), ("--model", "a", "--compare", "a", "b")):
         with pytest.raises(SystemExit):
@@ -196,7 +199,7 @@ def test_the_endpoint_of_a_run_file_is_found(url: str, command: Command, tmp_pat
 
         serve("live", "org/other one")
         assert command(file, "--message", QUESTION, "--max-tokens", 20)[0] == 0, "`ours` gives 16 at most"
-        assert "'second' nothing" not in command(file, "--stage", "second", "--message", "x")[2]
+        assert "second: nothing is serving" in command(file, "--stage", "second", "--message", "x")[2]
         serve("second", "ours")
         assert "several endpoints; name one with --stage: live, second" in command(file, "--message", "x")[2]
         assert "gives at most 16" in command(file, "--stage", "second", "--message", "x", "--max-tokens", 20)[2]

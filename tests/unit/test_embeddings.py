@@ -25,6 +25,7 @@ from plumbline.serving.chat import ChatModel, ServedModel
 from plumbline.serving.embeddings import PASS_TEXTS, EmbeddingModel, EncoderThread, _Job, in_turns, load_served, passes
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models
+from plumbline.serving.openai_schema import EmbeddingRequest, OpenAIError
 from support.encoders import LONGEST, encoder_folder
 from support.web import listening
 
@@ -173,6 +174,35 @@ def test_a_failed_encoder_is_told_to_everyone(folder: Path, monkeypatch: pytest.
         thread.check()
 
 
+def test_a_text_of_no_tokens_does_not_reach_the_encoder(folder: Path, tmp_path: Path) -> None:
+    bare = changed(folder, tmp_path / "bare")
+    for name, field, value in (
+        ("tokenizer.json", "post_processor", None),
+        ("tokenizer_config.json", "tokenizer_class", "PreTrainedTokenizerFast"),  # as its file says, and no more
+    ):
+        file = Path(bare.base) / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    model = EmbeddingModel.load(ServedModel("bare", bare, max_tokens=8))
+    assert len(model.read(EmbeddingRequest(model="bare", input="a cat"))[0]) == 2
+    with pytest.raises(OpenAIError, match="has no tokens"):
+        model.read(EmbeddingRequest(model="bare", input=["a cat", " "]))
+    model.engine.close()
+
+
+def test_who_asks_a_closed_encoder_is_told(folder: Path) -> None:
+    thread = EncoderThread(load_encoder(ModelReference(str(folder))), "gone")
+
+    async def both() -> None:
+        waiting = asyncio.create_task(thread.embed([(7,)] * (PASS_TEXTS + 1)))
+        await asyncio.sleep(0)
+        thread.close()
+        for one in (waiting, thread.embed([(7,)])):
+            with pytest.raises(PlumblineError, match="'gone' was let go; ask again"):
+                await asyncio.wait_for(one, 60)
+
+    asyncio.run(both())
+
+
 def test_a_closed_encoder_ends_its_thread(folder: Path) -> None:
     before = set(threading.enumerate())
     thread = EncoderThread(load_encoder(ModelReference(str(folder))), "short")
@@ -192,6 +222,9 @@ def test_what_is_an_encoder(folder: Path, tmp_path: Path) -> None:
     found = {path: is_encoder(ModelReference(str(path))) for path in (folder, tmp_path / "masked", tmp_path / "decoder")}
     assert list(found.values()) == [True, True, False]
     assert not is_encoder(ModelReference(TINY))
+    both = changed(folder, tmp_path / "both")
+    (tmp_path / "both" / "config.json").write_text(json.dumps({"model_type": "bart", "is_encoder_decoder": True}))
+    assert not is_encoder(both)
 
 
 def changed(folder: Path, to: Path, **pooling: Any) -> ModelReference:
@@ -208,6 +241,17 @@ def test_pooling_is_what_the_folder_says(folder: Path, tmp_path: Path) -> None:
     assert encoder.embed([(2, 7, 3)])[0].tolist() == pytest.approx(expected(folder, [2, 7, 3], "cls"), abs=1e-5)
     with pytest.raises(InvalidInput, match="pools by pooling_mode_max_tokens"):
         load_encoder(changed(folder, tmp_path / "max", pooling_mode_max_tokens=True))
+
+
+def test_steps_that_are_not_known_are_refused_and_not_left_out(folder: Path, tmp_path: Path) -> None:
+    steps = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", "Normalize", "Dense")]
+    reference = changed(folder, tmp_path / "steps")
+    listed = Path(reference.base) / "modules.json"
+    listed.write_text(json.dumps(steps[:3]))
+    assert load_encoder(reference).pooling == "mean"
+    listed.write_text(json.dumps(steps))
+    with pytest.raises(InvalidInput, match="makes its vectors by Dense"):
+        load_encoder(reference)
 
 
 def test_what_cannot_be_loaded(folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from plumbline.errors import InvalidInput
-from plumbline.rollout.engine import Completion, Mixing, Request, Sampling, Scoring, generate
+from plumbline.rollout.engine import Completion, Mixing, Request, Sampling, Scoring, completion, generate
 from plumbline.rollout.fallback import FallbackEngine
 from plumbline.rollout.low_rank import LowRank
 from plumbline.rollout.slots import SHARED_TOKENS, SlotEngine
@@ -244,6 +244,23 @@ def test_a_pause_forgets_idle_texts(monkeypatch: pytest.MonkeyPatch) -> None:
         adapted.engine.pause()
         adapted.engine.resume()
     assert read == [54, 54]
+
+
+def test_a_prompt_that_is_to_be_copied_is_nothing_to_begin_with_yet() -> None:
+    adapted = Adapted("qwen3", {}, context=128)
+    draw = random.Random(0)
+    begin = tuple(draw.randrange(6, VOCABULARY) for _ in range(SHARED_TOKENS + 8))
+    prompts = [(*begin, 8), (*begin, 8), (*begin, 9, 9)]  # the second is the first's, the third begins like both
+    requests = adapted.requests([None], prompts)
+    adapted.engine.submit(requests[0])
+    tokens = adapted.engine.step()
+    assert adapted.engine.busy
+    for request in requests[1:]:
+        adapted.engine.submit(request)
+    while adapted.engine.busy:
+        tokens += adapted.engine.step()
+    answers = [completion([one for one in tokens if one.request_id == request.id], 0, 0) for request in requests]
+    adapted.check(requests, answers)
 
 
 def test_many_requests_of_few_beginnings_in_any_order_are_answered_as_alone() -> None:

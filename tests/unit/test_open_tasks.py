@@ -401,7 +401,8 @@ def test_the_contract_says_what_is_missing_and_what_has_no_use() -> None:
     several = code | {"k": [1, 10], "temperature": 0.8}
     rule = {"task": "code", "metric": "pass@10", "threshold": 0.5}
     assert problems({"tasks": [several], "gates": [rule]}) == {}
-    assert "gates[0].metric" in problems({"tasks": [several], "gates": [rule | {"metric": "pass@5"}]})
+    for metric in ("pass@5", "pass@1"):  # pass@1 is `score`
+        assert "gates[0].metric" in problems({"tasks": [several], "gates": [rule | {"metric": metric}]})
     assert "tasks[0].k" in problems({"tasks": [several | {"k": [20]}]})
     assert "tasks[0].samples" in problems({"tasks": [worded | {"samples": 2, "temperature": 1}]})
     pandalm = {"tasks": [open_task(grading="single")], "judge": {**judged, "style": "pandalm"}}

@@ -59,6 +59,16 @@ def test_the_newer_token_limit_wins() -> None:
     assert ChatCompletionRequest.model_validate(body(max_tokens=3)).token_limit == ("max_tokens", 3)
 
 
+def test_all_that_a_template_may_write_counts_as_size() -> None:
+    call = {"id": "1", "function": {"name": "f" * 30, "arguments": "{}"}}
+    for message, least in (
+        ({"role": "user", "content": ""}, 4),
+        ({"role": "user", "content": "", "name": "n" * 30}, 30),
+        ({"role": "assistant", "tool_calls": [call]}, 30),
+    ):
+        assert ChatCompletionRequest.model_validate(body(messages=[message] * 100)).size >= 100 * least
+
+
 @pytest.mark.parametrize(
     ("fields", "where"),
     [
@@ -155,6 +165,8 @@ def test_cache_plan_prefers_context_then_slots_then_cuts_context() -> None:
     assert cache_plan(100 * 2048 * 1000, 1000, 2048, 128) == (100, 2048)
     assert cache_plan(8 * 2048 * 1000, 1000, 2048, 128) == (16, 1024)
     assert cache_plan(8 * 2048 * 1000, 1000, 2048, 4) == (4, 2048)
+    # An adapter beside each of 128 slots would take all; it fits beside 20.
+    assert cache_plan(20 * 3048 * 1000, 1000, 2048, 128, beside=1000 * 1000) == (20, 2048)
     with pytest.raises(PlumblineError, match="too few"):
         cache_plan(1000, 1000, 2048, 4)
 

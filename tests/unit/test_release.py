@@ -108,6 +108,10 @@ def test_a_judge_who_prefers_the_model_before_rolls_back_and_one_without_verdict
     assert look(15, 30).phase == "canary"
     assert look(9, 30).phase == "canary"  # 30 %: chance may be why
     assert look(14, 60).phase == "shadow"  # in doubt
+    few = judge.model_copy(update={"min_verdicts": 10})
+    shadow = policy.loaded(releasing(RULES.model_copy(update={"judge": few})), 0.0)
+    assert look(0, 10).phase == "shadow"  # the guard looks at as few verdicts as end the step
+    shadow = policy.loaded(releasing(judged), 0.0)
     assert look(6, 60).reason == "judge: 10.0 % wins, ties as half, of 60 verdicts"
 
 
@@ -242,9 +246,33 @@ def test_rolling_back_by_hand_at_every_stage_of_a_release() -> None:
     full = policy.loaded(releasing(None), 1.0)
     back = policy.loaded(policy.obey(full, asked, 2.0), 3.0)
     assert (back.phase, back.stable, back.previous, back.refused) == ("full", A, B, {"b": "by hand"})
-    assert policy.begin(back, B, RULES, "h", 4.0).stable == A
+    again = policy.begin(back, B, RULES, "h", 4.0)
+    assert (again.phase, again.stable) == ("rolledBack", A)
+    assert again.words() == "b was rolled back, a serves (by hand)"
     only = policy.obey(record(), asked, 1.0)
     assert (only.phase, only.stable, only.obeyed) == ("full", A, asked.id)
+
+
+def asked(second: int) -> Rollback:
+    return Rollback(id=f"{second:010}.000-00000000")
+
+
+def test_asking_twice_for_a_rollback_means_the_same() -> None:
+    full = policy.loaded(releasing(None), 1.0)
+    on_its_way = policy.obey(full, asked(2), 2.0)
+    twice = policy.obey(on_its_way, asked(3), 3.0)
+    assert (twice.phase, twice.candidate, twice.refused) == ("loading", A, {"b": "by hand"})
+    back = policy.loaded(twice, 4.0)
+    assert policy.obey(back, asked(5), 5.0).stable == A  # and not B again
+    unable = policy.obey(policy.not_loaded(on_its_way, "no room", 3.0), asked(4), 4.0)
+    assert (unable.phase, unable.candidate) == ("loading", A)
+
+
+def test_a_rollback_that_a_guard_was_faster_than_touches_nothing_that_serves() -> None:
+    promoted = policy.loaded(releasing(None), 1.0)
+    bad = policy.roll_back(policy.propose(promoted, C, RULES, 2.0), "latency", 3.0)
+    after = policy.obey(bad, asked(4), 4.0)
+    assert (after.phase, after.stable, after.refused) == ("rolledBack", B, {"c": "latency"})
 
 
 class Store:
@@ -260,8 +288,12 @@ class Store:
         )
         return made.model_dump_json(by_alias=True)
 
-    def controller(self, version: Version, restarted: bool = False, **fields: Any) -> Controller:
-        return Controller(self.arguments(version, **fields), restarted, lambda: self.now)
+    def controller(self, version: Version, restarted: bool = False, serving: bool = True, **fields: Any) -> Controller:
+        """Of an application whose replica `r` has loaded what was stable."""
+        made = Controller(self.arguments(version, **fields), restarted, lambda: self.now)
+        if serving and not restarted:
+            tell(made, about=None, loaded=frozenset({made.state().stable.fingerprint}))
+        return made
 
     def found(self) -> Record:
         found = self.records.read()
@@ -329,6 +361,66 @@ def test_a_release_resumes_in_a_new_application_and_the_old_one_keeps_still(stor
     assert store.controller(B, restarted=True, holder="one").state().phase == "canary"
 
 
+def test_an_application_that_never_serves_leaves_record_and_charge_to_the_one_before(store: Store) -> None:
+    store.controller(A)
+    old = store.controller(B, holder="one")
+    before = store.found()
+    for rules in (RULES, None):
+        assert store.controller(C, serving=False, holder="two", rules=rules).state().phase in ("loading", "full")
+    assert store.found() == before
+    assert tell(old).phase == "shadow"
+    assert store.controller(C, restarted=True, holder="two").state().stable == A  # killed before it served
+    assert store.found().holder == "one"
+    later = store.controller(C, holder="three", rules=None)
+    assert (later.state().stable, store.found().previous) == (C, A)
+    assert tell(old).phase == "shadow"  # from here on it keeps still
+
+
+def test_what_was_released_while_a_new_application_came_up_counts(store: Store) -> None:
+    store.controller(A)
+    old = store.controller(B, rules=None, holder="one")
+    new = store.controller(B, serving=False, rules=None, holder="two")
+    assert new.state().stable == B
+    store.records.ask(None)
+    store.now += 3
+    assert tell(old, loaded=frozenset("a")).stable == A
+    assert tell(new, replica="new").stable == A
+
+
+def test_a_candidate_that_takes_its_replicas_with_it_is_rolled_back(store: Store) -> None:
+    store.controller(A)
+    controller = store.controller(B)
+    assert tell(controller).phase == "shadow"
+    state = controller.state()
+    for i in range(3):
+        assert (state.phase, state.replicas) == ("shadow", 1)
+        store.now += 31
+        tell(controller, replica=f"next {i}")  # the one before is silent
+        store.now += 11
+        state = tell(controller, replica=f"next {i}")
+    assert (state.phase, state.stable) == ("rolledBack", A)
+    assert store.found().refused == {"b": "3 replicas died in this step"}
+
+
+def test_replicas_that_say_good_bye_or_were_not_heard_for_a_while_have_not_died(store: Store) -> None:
+    store.controller(A)
+    controller = store.controller(B)
+    assert tell(controller).phase == "shadow"
+    for i in range(5):
+        tell(controller, replica=f"scaled down {i}")
+        controller.left(f"scaled down {i}")
+    assert controller.state().replicas == 1
+    for _ in range(5):
+        store.now += 60  # the controller stood still: their reports come one after the other
+        for i in range(5):
+            assert tell(controller, replica=f"busy {i}").phase == "shadow"
+        store.now += 1
+        for i in range(5):
+            tell(controller, replica=f"busy {i}")
+    store.now += 60
+    assert tell(controller, replica="busy 0").phase == "shadow"
+
+
 def test_a_request_for_a_rollback_is_obeyed_once(store: Store) -> None:
     store.controller(A)
     controller = store.controller(B)
@@ -385,6 +477,25 @@ def test_an_endpoint_takes_another_model_in_place_where_nothing_else_has_changed
     assert not local_endpoint.can_take(record, plan(port=8999), "live")
     del record["update"]  # of an endpoint that an older version started
     assert not local_endpoint.can_take(record, before, "live")
+
+
+def test_an_endpoint_serves_what_is_wanted_only_if_its_release_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local_endpoint, "answers", lambda record: True)
+    wanted = plan()
+    serve, print_ = wanted.graph["live"].spec.model_dump(mode="json", by_alias=True), wanted.fingerprints["live"]
+    new, records = A.model_copy(update={"fingerprint": print_}), Records(wanted.workspace_uri, wanted.name, "live")
+    on_its_way = policy.propose(record(stable=B), new, None, 0.0)
+    for state, serves in (
+        (on_its_way, True),
+        (policy.loaded(on_its_way, 1.0), True),
+        (policy.not_loaded(on_its_way, "no room", 1.0), False),  # not refused, and not served
+        (policy.roll_back(on_its_way, "latency", 1.0), False),
+    ):
+        records.write(state)
+        assert local_endpoint.serves({"fingerprint": print_, "serve": serve}, wanted, "live") is serves
 
 
 def plan(**serve: Any) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -148,6 +149,40 @@ def test_a_judge_compares_the_shadow_with_the_model_before_in_both_orders(
         assert told.wins == 0.75
         assert [header.get("Authorization") for header in judge.headers] == ["Bearer secret"] * 2
         assert all("Sort c a b." in str(body["messages"]) for body in judge.bodies)
+
+
+def test_while_chats_are_copied_only_chats_are_compared(replica: Replica) -> None:
+    async def run() -> None:
+        for state, stable in ((SHADOW, 1), (CANARY, 2)):
+            await replica.goes_to(state)
+            replica.release.observe(SEEN)
+            replica.release.observe(replace(SEEN, route="text", completion_tokens=1))
+            await replica.goes_to(state)
+            assert replica.told[-1].window.stable.requests == stable
+
+    asyncio.run(run())
+
+
+def test_a_replica_that_loads_a_model_is_heard_of(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    from plumbline.serving.release import replica as module
+
+    monkeypatch.setattr(module, "ALIVE_SECONDS", 0.0)
+    begun, heard = threading.Event(), threading.Event()
+
+    def slow(version: Version) -> ChatModel:
+        begun.set()
+        assert heard.wait(60)
+        return load(version)
+
+    async def tell(report: Report) -> State:
+        if begun.is_set():
+            heard.set()
+        return await replica._tell(report)
+
+    replica.release = Release(FULL, replica.models, slow, tell)
+    asyncio.run(replica.goes_to(CANARY))
+    assert len(replica.told) > 1
+    assert {(one.replica, one.loaded) for one in replica.told} == {(replica.release.replica, frozenset("a"))}
 
 
 def test_a_candidate_whose_engine_fails_is_let_go_at_once(replica: Replica) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,13 @@ def test_memory_is_bounded(base: Base, workspace: Workspace, expected: dict[str,
         status, code, message = await client.refused("de")
         assert (status, code) == (400, "model_not_loadable")
         assert "adapters.maxMegabytes allows" in message
+        # DoRA has an engine of its own, of which nothing is left once it is refused.
+        for _ in range(2):
+            assert "adapters.maxMegabytes allows" in (await client.refused("dora"))[2]
+        for thread in [one for one in threading.enumerate() if one.name == "engine-dora"]:
+            thread.join(10)
+            assert not thread.is_alive()
+        assert client.adapters._failed["dora"][1].__traceback__ is None  # its frames would hold the model
 
     over(base, described(workspace, max_bytes=sizes["fr"] + sizes["it"]), test)
 

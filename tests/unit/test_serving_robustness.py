@@ -282,10 +282,10 @@ def test_a_thousand_streams_at_the_same_time(url: str, models: Models, client: h
 # --- ready
 
 
-def test_a_server_that_drains_is_healthy_and_not_ready(models: Models) -> None:
-    app = create_app(models)
-    with listening(app) as url, httpx.Client(base_url=url, trust_env=False) as client:
-        assert (client.get("/readyz").status_code, client.get("/healthz").status_code) == (200, 200)
-        app.state.draining = True
-        assert (client.get("/readyz").status_code, client.get("/healthz").status_code) == (503, 200)
-        assert client.get("/readyz").json()["status"] == "draining"
+def test_a_server_whose_engine_failed_is_neither_ready_nor_healthy(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(create_app(models)) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        for path in ("/readyz", "/healthz"):
+            assert (client.get(path).status_code, client.get(path).json()["status"]) == (200, "ok")
+        monkeypatch.setattr(models.loaded()[0].engine, "failure", RuntimeError("out of memory"))
+        for path in ("/readyz", "/healthz"):
+            assert (client.get(path).status_code, client.get(path).json()["status"]) == (503, "failed")

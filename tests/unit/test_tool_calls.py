@@ -35,6 +35,7 @@ WEATHER = {
 ASK: list[Any] = [{"role": "user", "content": "How is the weather in Prag and Rom?"}]
 PRAG = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Prag"}}\n</tool_call>'
 ROM = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Røm 😀"}}\n</tool_call>'
+HALVED = r'<tool_call>{"name": "f", "arguments": {"a": "\ud83d"}}</tool_call>'  # half a character
 CALLS = [Call("get_weather", '{"city": "Prag"}'), Call("get_weather", '{"city": "Røm 😀"}')]
 
 
@@ -72,6 +73,8 @@ def read(pieces: Sequence[str], parallel: bool = True) -> list[str | Call]:
             ['<tool_call>{"name": "f", "arguments": "x"}</tool_call>'],
         ),
         (f"<tool_call>{'[' * 200_000}</tool_call>", [f"<tool_call>{'[' * 200_000}</tool_call>"]),
+        (HALVED, [HALVED]),
+        ('<tool_call>{"name": "f", "arguments": {"a": NaN}}', ['<tool_call>{"name": "f", "arguments": {"a": NaN}}']),
         ("<tool_", ["<tool_"]),
         ("1 < 2", ["1 < 2"]),
     ],
@@ -101,6 +104,7 @@ def test_text_is_not_held_back_without_need() -> None:
     assert reader.push("Let me") == ["Let me"]
     assert reader.push(" see <tool") == [" see"]
     assert reader.push("box>") == [" <toolbox>"]
+    assert reader.push(" Well. <tool_call>{") == [" Well."]
 
 
 def test_only_the_first_call_where_others_are_not_wanted() -> None:
@@ -313,7 +317,7 @@ def test_the_clients_own_helper_puts_a_stream_together(client: openai.OpenAI, as
 
 
 def test_what_is_no_call_stays_text(ask: Any) -> None:
-    for answer in ("<tool_call>{broken}</tool_call>", "plain"):
+    for answer in ("<tool_call>{broken}</tool_call>", "plain", HALVED):
         for stream in (False, True):
             found = ask(answer, stream=stream)
             if stream:

@@ -51,8 +51,12 @@ class Endpoint:
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0  # `port` checks the number
+        except ValueError:
+            usable = False
+        if not usable:
             raise InvalidInput(f"'{url}' is no http URL; give the base URL, such as http://HOST:8000/v1")
         if key is not None and not (key.isascii() and key.isprintable() and key.strip()):
             raise InvalidInput("the API key is empty or has characters that no key has; check the variable that holds it")

@@ -162,14 +162,14 @@ class Chat:
         if not name:
             self.note("/save needs the name of a file")
             return
-        path = Path(name).expanduser()
         system = [{"role": "system", "content": self.system}] if self.system else []
         rows = [{"model": talk.model, "messages": [*system, *talk.turns]} for talk in self.talks]
         try:
+            path = Path(name).expanduser()
             with path.open("x", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        except OSError as error:
-            self.note(f"error: {path} cannot be written: {error.strerror}; give another name")
+        except (OSError, RuntimeError) as error:  # the latter: `~NAME` of nobody
+            self.note(f"error: {name} cannot be written: {getattr(error, 'strerror', error)}; give another name")
             return
         self.note(f"saved to {path}; `curate` reads it as a chat")
 

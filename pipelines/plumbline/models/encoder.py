@@ -18,6 +18,7 @@ Pooling = Literal["mean", "cls"]
 
 # Positions of RoBERTa and its kin begin after the padding's id: 514 are for 512 tokens.
 _COUNTED_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet", "esm"})
+_STEPS = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers, by their classes
 _LONGEST = 2**20  # tokens, where a model has no positions to count
 
 
@@ -59,14 +60,15 @@ class Encoder:
 
 
 def is_encoder(reference: ModelReference) -> bool:
-    """Whether the model's `config.json` is one of an encoder: it fills gaps in texts and does not continue them."""
+    """Whether the model's `config.json` is one of an encoder alone: it fills gaps in texts and does not continue them."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     from plumbline.models.load import base_folder
 
     config = _config(reference.weights_folder() or base_folder(reference.base, reference.revision, weights=False))
     generates = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.get("architectures") or ())
-    return config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not generates and not config.get("is_decoder")
+    decodes = generates or config.get("is_decoder") or config.get("is_encoder_decoder")
+    return config.get("model_type") in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes
 
 
 def load_encoder(reference: ModelReference) -> Encoder:
@@ -119,15 +121,25 @@ def input_length(config: PretrainedConfig, most: int) -> int:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{folder}/config.json cannot be read: {one_line(error)}") from error
+    found = _read_json(folder / "config.json")
     return found if isinstance(found, dict) else {}
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{file} cannot be read: {one_line(error)}") from error
 
 
 def _pooling(folder: Path, name: str) -> Pooling:
     """As sentence-transformers writes it beside its models; the mean where nothing is said."""
+    listed = folder / "modules.json"
+    found = _read_json(listed) if listed.exists() else []
+    steps = [str(step.get("type")).rpartition(".")[2] for step in found if isinstance(step, dict)]
+    unknown = [step for step in steps if step not in _STEPS]
+    if unknown:
+        raise InvalidInput(f"{name} makes its vectors by {unknown[0]}; only {', '.join(_STEPS)} are known")
     file = folder / "1_Pooling" / "config.json"
     if not file.exists():
         return "mean"

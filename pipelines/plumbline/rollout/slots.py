@@ -148,7 +148,7 @@ class SlotEngine:
                 unread.append(slot)
             else:
                 copies.setdefault(owner, []).append(slot)
-        self._read_all(unread)
+        self._read_all(unread, first)
         for slot in range(first, len(self._live)):
             self._idle.pop(slot, None)
         for owner, targets in copies.items():
@@ -195,11 +195,16 @@ class SlotEngine:
             return old[0]
         return empty
 
-    def _read_all(self, unread: list[int]) -> None:
-        """Read prompts. Of those that begin as another, which is there or among themselves, only the rest is read."""
+    def _read_all(self, unread: list[int], first: int) -> None:
+        """Read prompts. Of those that begin as another, which is there or among themselves, only the rest is read.
+
+        Args:
+            unread: slots.
+            first: what live slots from here on hold is not their own yet, also of those that are to be copied.
+        """
         texts = {slot: held.read for slot, held in enumerate(self._live)}
         texts |= {slot: idle.read for slot, idle in self._idle.items() if slot >= len(self._live)}
-        there = [(slot, held.adapter) for slot, held in enumerate(self._live[: min(unread, default=0)])]
+        there = [(slot, held.adapter) for slot, held in enumerate(self._live[:first])]
         there += [(slot, idle.adapter) for slot, idle in self._idle.items() if slot >= len(self._live)]
         leaders: list[int] = []
         # Owner → (length in common, slot): of texts that are there, and of leaders, which are to be read first.

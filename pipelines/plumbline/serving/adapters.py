@@ -239,7 +239,7 @@ class Adapters:
         when, error = self._failed.get(name, (0.0, None))
         if error is not None:
             if time.monotonic() - when < FAILED_SECONDS:
-                raise error
+                raise _again(error)
             del self._failed[name]
         if name not in self._loading:
             self._loading[name] = asyncio.create_task(self._load(name))
@@ -294,7 +294,7 @@ class Adapters:
                 model, size = await asyncio.to_thread(self._base.load, served)
                 try:
                     self._make_room(name, size)
-                except OpenAIError:
+                except (OpenAIError, InvalidInput):
                     model.engine.close()
                     raise
                 self._loaded[name] = model, size
@@ -303,7 +303,9 @@ class Adapters:
         except Exception as error:  # a store's, a library's: whatever it is, the others are served on
             failure = _told(name, error)
             if failure.code != BUSY:
-                self._failed[name] = time.monotonic(), failure
+                now = time.monotonic()
+                self._failed = {other: told for other, told in self._failed.items() if now - told[0] < FAILED_SECONDS}
+                self._failed[name] = now, _again(failure)  # without a traceback: that would keep what was loaded in memory
             raise failure from error
         finally:
             del self._loading[name]
@@ -369,6 +371,11 @@ def _of_run(run_json: Path, stage: str) -> Artifact | None:
     if stage not in plan.fingerprints or plan.graph[stage].output is not ArtifactType.MODEL:
         return None
     return plan.artifact(stage)
+
+
+def _again(error: OpenAIError) -> OpenAIError:
+    """The same, raised nowhere yet."""
+    return OpenAIError(error.status, error.message, param=error.param, code=error.code)
 
 
 def _told(name: str, error: Exception) -> OpenAIError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -118,7 +119,13 @@ class ModelServer:
         state: State = await controller.state.remote()
         self._models.put(state.stable.name, await asyncio.to_thread(load, state.stable))
         release = Release(state, self._models, load, tell)
-        self._following = asyncio.create_task(release.follow())
+        following = asyncio.create_task(release.follow())
+
+        def leave() -> None:
+            following.cancel()
+            controller.left.remote(release.replica)
+
+        self._leave = leave
         return release
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -136,6 +143,10 @@ class ModelServer:
         return {autoscaling.TOKENS: sum(model.engine.tokens_in_flight for model in self._models.loaded())}
 
     def __del__(self) -> None:
+        """Called by Serve when requests under way have ended."""
+        if hasattr(self, "_leave"):
+            with suppress(Exception):  # Ray may be gone before us
+                self._leave()
         if hasattr(self, "_models"):
             self._models.close()
 

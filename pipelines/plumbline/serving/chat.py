@@ -156,7 +156,7 @@ class ChatModel:
         )
         positions = model.config.max_position_embeddings
         beside = adapter_bytes(model, adapter_rank) if model.device.type == "cuda" else 0  # a CPU's is touched as it is used
-        slots, max_length = cache_plan(budget - slots * beside, cache_bytes_per_token(model), positions, slots)
+        slots, max_length = cache_plan(budget, cache_bytes_per_token(model), positions, slots, beside)
         if max_length < positions:
             log.warning("model '%s': context cut from %d to %d tokens to fit memory", served.name, positions, max_length)
         max_length -= prefix[0][0].shape[-2] if prefix else 0
@@ -277,14 +277,15 @@ def adapter_bytes(model: PreTrainedModel, rank: int) -> int:
     return rank * model.dtype.itemsize * sum(sum(weight.shape) for weight in linear_weights(model).values())
 
 
-def cache_plan(budget: int, bytes_per_token: int, positions: int, wanted: int) -> tuple[int, int]:
+def cache_plan(budget: int, bytes_per_token: int, positions: int, wanted: int, beside: int = 0) -> tuple[int, int]:
     """Slots and context that fit the memory.
 
     Args:
-        budget: bytes for keys and values.
+        budget: bytes for keys and values, and for what is beside them.
         bytes_per_token: of one sequence.
         positions: longest context of the model.
         wanted: slots to have if they fit.
+        beside: bytes that each slot takes for something else.
 
     Returns:
         (slots, context length). The full context with fewer slots, down to `USEFUL_SLOTS`; then a shorter context.
@@ -292,8 +293,8 @@ def cache_plan(budget: int, bytes_per_token: int, positions: int, wanted: int) -
     Raises:
         PlumblineError: not even two positions fit.
     """
-    slots = min(wanted, max(budget // (bytes_per_token * positions), USEFUL_SLOTS))
-    length = min(positions, budget // (bytes_per_token * slots))
+    slots = min(wanted, max(budget // (bytes_per_token * positions + beside), USEFUL_SLOTS))
+    length = min(positions, (budget // slots - beside) // bytes_per_token)
     if length < 2:
         raise PlumblineError(
             f"{budget} bytes for keys and values are too few for {slots} requests; free memory on the device"

@@ -59,6 +59,8 @@ class EmbeddingModel:
         if any(len(text) > LONGEST_TOKEN * self.max_length for text in body.input):
             raise self._too_long("far too many")
         found = [self._read(text) for text in body.input]
+        if not all(found):  # tokenizers that put nothing around a text make nothing of spaces
+            raise OpenAIError(400, "input: a text has no tokens; leave it out", param="input")
         longest = max(map(len, found))
         if longest > self.max_length:
             raise self._too_long(str(longest))
@@ -120,6 +122,7 @@ class EncoderThread:
 
     def __init__(self, encoder: Encoder, name: str) -> None:
         self.failure: BaseException | None = None
+        self._closed = False
         self._encoder, self._name = encoder, name
         self._jobs: set[_Job] = set()
         self._commands: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -140,7 +143,7 @@ class EncoderThread:
         """[width] vectors, in order; a reader that leaves is forgotten.
 
         Raises:
-            PlumblineError: the encoder has failed.
+            PlumblineError: the encoder has failed, or was closed.
         """
         self.check()
         self._loop = asyncio.get_running_loop()
@@ -156,12 +159,15 @@ class EncoderThread:
             self._jobs.discard(job)
 
     def check(self) -> None:
-        """Raises PlumblineError when the encoder has failed."""
+        """Raises PlumblineError when the encoder has failed, or was closed."""
+        if self._closed:
+            raise PlumblineError(f"the encoder of model '{self._name}' was let go; ask again")
         if self.failure is not None:
             raise PlumblineError(f"the encoder of model '{self._name}' failed: {self.failure}") from self.failure
 
     def close(self) -> None:
         """End the thread after its current pass."""
+        self._closed = True
         self._commands.put(None)
 
     def _run(self) -> None:
@@ -171,6 +177,7 @@ class EncoderThread:
                 while not jobs or not self._commands.empty():
                     job = self._commands.get()
                     if job is None:
+                        self._call(self._give_up)
                         return
                     jobs.append(job)
                 jobs = [job for job in jobs if job.waiting and not job.left]

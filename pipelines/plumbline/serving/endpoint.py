@@ -85,8 +85,9 @@ def serve(run_json: Path, stage: str) -> None:
         print(f"serving {name} at {url}", flush=True)
         try:
             while signals.get() == signal.SIGHUP:
-                record = _update(record, run_json, stage, release.holder, request_path(path).read_text(), owner)
-                _write(path, record)
+                if request_path(path).exists():  # else the signal is none of ours
+                    record = _update(record, run_json, stage, release.holder, request_path(path).read_text(), owner)
+                    _write(path, record)
         finally:
             _forget(path)
 
@@ -120,8 +121,8 @@ def _settled(release: ReleaseArguments, propose: bool = False) -> tuple[str, str
     deadline = time.monotonic() + GONE_SECONDS
     while True:
         state: State = ray.get(controller.state.remote())
-        waits = not state.replicas and time.monotonic() > deadline  # scaled to zero: the next replica loads it
-        if state.phase != "loading" or waits:
+        # The first report takes the record over. Scaled to zero there is none, and the next replica loads it.
+        if (state.phase != "loading") if state.replicas else (time.monotonic() > deadline):
             refused = state.phase == "rolledBack" and state.stable.fingerprint != wanted.fingerprint
             return state.stable.name, state.words if refused else None
         time.sleep(POLL)

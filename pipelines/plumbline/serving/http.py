@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LONG = 50_000  # characters; more take milliseconds to read
+EACH = 50  # characters that cost as much as a text by itself
 T = TypeVar("T")
 M = TypeVar("M", ChatModel, EmbeddingModel)
 Asking = ChatCompletionRequest | CompletionRequest | EmbeddingRequest
@@ -75,7 +76,6 @@ def create_app(
         release: of which version a model answers whom; None: there is one of each.
     """
     app = FastAPI(title="Plumbline", version=plumbline.__version__, docs_url=None, redoc_url=None)
-    app.state.draining = False  # whoever shuts this down says so here: no new requests, please
 
     async def find(kind: type[M], body: Asking, request: Request) -> M:
         name = body.model
@@ -115,7 +115,7 @@ def create_app(
     async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """The vector of each text, of length 1."""
         model = await find(EmbeddingModel, body, request)
-        texts = await _read(model.read, sum(map(len, body.input)), body)
+        texts = await _read(model.read, sum(len(text) + EACH for text in body.input), body)
         found = await unless_gone(request, model.embed(body, texts))
         request.state.observation.prompt_tokens = found.usage.prompt_tokens
         return _json(found)
@@ -131,11 +131,15 @@ def create_app(
         return models.card(name)
 
     # Models have answered a token before they are handed to this application: what is left to check is the engines.
-    def health(draining: bool) -> JSONResponse:
+    # Ray Serve itself sends nothing to a replica that ends.
+    @app.get("/healthz", response_model=Health, responses={503: {"model": Health}})
+    @app.get("/readyz", response_model=Health, responses={503: {"model": Health}})
+    async def health() -> JSONResponse:
+        """Whether requests are answered: every model has answered a token, and every engine runs. 503: this must be replaced."""
         loaded = models.loaded()
         failed = any(model.engine.failure is not None for model in loaded)
         found = Health(
-            status="failed" if failed else "draining" if draining else "ok",
+            status="failed" if failed else "ok",
             models=[
                 ModelHealth(
                     name=model.served.name,
@@ -145,17 +149,7 @@ def create_app(
                 for model in loaded
             ],
         )
-        return JSONResponse(found.model_dump(), 200 if found.status == "ok" else 503)
-
-    @app.get("/healthz", response_model=Health, responses={503: {"model": Health}})
-    async def healthz() -> JSONResponse:
-        """Whether the server works; 503: it must be replaced."""
-        return health(draining=False)
-
-    @app.get("/readyz", response_model=Health, responses={503: {"model": Health}})
-    async def readyz() -> JSONResponse:
-        """Whether requests may be sent here: every model has answered a token; 503: not, or not any more."""
-        return health(draining=app.state.draining)
+        return JSONResponse(found.model_dump(), 503 if failed else 200)
 
     describe(app, ChatCompletionChunk)
     playground.mount(app)

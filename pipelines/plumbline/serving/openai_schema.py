@@ -144,9 +144,10 @@ class ChatCompletionRequest(_SampledRequest):
     @property
     def size(self) -> int:
         """Characters to read, about."""
-        size = sum(len(message.content) for message in self.messages)
-        calls = [call.function.arguments for message in self.messages for call in message.tool_calls]
-        return size + sum(map(len, calls)) + (len(repr(self.offered_tools)) if self.tools else 0)
+        size = sum(len(turn.role) + len(turn.name or "") + len(turn.content) for turn in self.messages)
+        calls = [call.function for turn in self.messages for call in turn.tool_calls]
+        size += sum(len(call.name) + len(call.arguments) for call in calls)
+        return size + (len(repr(self.offered_tools)) if self.tools else 0)
 
 
 def _one_or_more_texts(value: Any) -> Any:
@@ -458,7 +459,7 @@ class ModelHealth(BaseModel):
 class Health(BaseModel):
     """Whether the server works."""
 
-    status: Literal["ok", "failed", "draining"]
+    status: Literal["ok", "failed"]
     models: list[ModelHealth]
 
 

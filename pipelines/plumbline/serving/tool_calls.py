@@ -22,7 +22,7 @@ class Call:
 
 
 class ToolCallReader:
-    """Tells calls from text while an answer arrives. Space around calls is no text.
+    """Tells calls from text while an answer arrives. Space before a call, and at the end after one, is no text.
 
     Args:
         parallel: whether several calls are wanted; else all that comes after the first is left out.
@@ -53,7 +53,9 @@ class ToolCallReader:
                 break
             end = text.find(CLOSE, start)
             if end < 0 and not ended:
-                self._held = text
+                said = text[:start].rstrip()
+                found += [said] if said else []
+                self._held = text[len(said) :]
                 break
             stop, after = (end, end + len(CLOSE)) if end >= 0 else (len(text), len(text))
             call = read_call(text[start + len(OPEN) : stop])
@@ -71,12 +73,14 @@ def read_call(text: str) -> Call | None:
     """The call that the text between the marks is, None if it is none. `parameters` is what some models write for `arguments`."""
     try:
         value = json.loads(text)
+        if not isinstance(value, dict) or not isinstance(name := value.get("name"), str) or not name:
+            return None
+        arguments = value.get("arguments", value.get("parameters", {}))
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        (name + written).encode()  # JSON can name half a character, which cannot be sent
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
-        return None
-    arguments = value.get("arguments", value.get("parameters", {}))
-    return Call(value["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
+    return Call(name, written) if isinstance(arguments, dict) else None
 
 
 def _certain(text: str) -> tuple[str, str]:

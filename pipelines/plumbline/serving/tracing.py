@@ -44,8 +44,10 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
             raise InvalidInput(f"{named} is set, and traces need `pip install plumbline[otel]`: {error}") from error
-        service = os.environ.get("OTEL_SERVICE_NAME", "plumbline")
-        provider = TracerProvider(resource=Resource.create({"service.name": service}))
+        resource = Resource.create()
+        if str(resource.attributes["service.name"]).startswith("unknown_service"):  # nobody has named it
+            resource = resource.merge(Resource({"service.name": "plumbline"}))
+        provider = TracerProvider(resource=resource)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         return cls(provider)
 

@@ -325,7 +325,7 @@ class GateSpec(SpecModel):
         if task.pairwise:
             given = ["lengthControlledWinRate"] if task.difficulties is not None else []
         if task.benchmark == "humaneval":
-            given = [f"pass@{k}" for k in task.k]
+            given = [f"pass@{k}" for k in task.k if k > 1]  # pass@1 is the score
         if self.metric in ("score", *given) or any(self.metric.startswith(f"{one} ") for one in given):
             return None
         return (

@@ -36,7 +36,7 @@ class EndpointModel(LM):
         greedy: of likelihoods, tell whether greedy sampling would write the same.
 
     Attributes:
-        replies: number of the item → replies to its requests.
+        replies: place of the item among those that are asked → replies to its requests.
         longest: tokens that a request asked for at most.
     """
 

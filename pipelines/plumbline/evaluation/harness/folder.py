@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from plumbline.external import reaching
 
 FORMATS = ("json", "csv", "text", "parquet", "arrow")
 """What data files may be read as. Others of the `datasets` library, such as pandas', unpickle what they read."""
+
+HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @contextmanager
@@ -90,18 +93,23 @@ def _check(config: dict[str, Any], path: Path, folder: Path, where: str) -> None
     for member in members if isinstance(members, list) else []:  # of a group, which may define tasks itself
         if isinstance(member, dict):
             _check(member, path, folder, where)
-    metrics = [one for one in config.get("metric_list") or [] if isinstance(one, dict)]
-    if config.get("use_prompt") or config.get("unsafe_code") or any(one.get("hf_evaluate") for one in metrics):
+    listed = config.get("metric_list")
+    metrics = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    # What is no metric of the harness goes to `evaluate`, which runs the program that lies at a path.
+    fetched = any(one.get("hf_evaluate") or not re.fullmatch(r"\w+", str(one.get("metric"))) for one in metrics)
+    if config.get("use_prompt") or config.get("unsafe_code") or fetched:
         raise InvalidInput(
             f"{where}: {name} asks for code from elsewhere (use_prompt, unsafe_code or hf_evaluate); use the harness's own metrics and templates"
         )
     data, kwargs = config.get("dataset_path"), config.get("dataset_kwargs")
-    if isinstance(data, str) and "/" not in data and data not in FORMATS:
+    if isinstance(data, str) and data not in FORMATS and not HUB.fullmatch(data):
         raise InvalidInput(
             f"{where}: {name} reads its data as '{data}'; accepted: {', '.join(FORMATS)}, or a dataset ORG/NAME of the hub"
         )
-    if isinstance(kwargs, dict) and "data_files" in kwargs:
-        kwargs["data_files"] = _absolute(kwargs["data_files"], path.parent, folder, f"{where}: {name}")
+    for field in ("data_files", "data_dir") if isinstance(kwargs, dict) else ():
+        of_hub = field == "data_dir" and isinstance(data, str) and HUB.fullmatch(data)  # a folder there
+        if field in kwargs and not of_hub:
+            kwargs[field] = _absolute(kwargs[field], path.parent, folder, f"{where}: {name}")
 
 
 def _absolute(files: Any, beside: Path, folder: Path, where: str) -> Any:

@@ -15,6 +15,8 @@ from typing import Any
 from plumbline.api.stages.admission import AuditSpec
 from plumbline.errors import InvalidInput, one_line
 
+log = logging.getLogger(__name__)
+
 ASKED = ("messages", "prompt", "input")  # fields of a request that hold what was asked
 MOST_BYTES = 2**20  # of one request that are kept
 
@@ -36,18 +38,27 @@ class Audit:
         self._log.setLevel(logging.INFO)
         handler = _handler(spec.folder)
         handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.handleError = _tell  # type: ignore[method-assign]  # the usual one prints the record
         self._log.addHandler(handler)
 
     def write(self, record: dict[str, Any]) -> None:
-        """One line; a full disk is told by `logging` and costs no request its answer."""
+        """One line; a full disk is told and costs no request its answer."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._log.info("%s", json.dumps({"time": stamp, **record}, ensure_ascii=True, separators=(",", ":")))
+        line = json.dumps({"time": stamp, **record}, ensure_ascii=True, separators=(",", ":"))
+        try:
+            self._log.info("%s", line)
+        except OSError as error:  # of a folder that is gone; all else comes to `_tell`
+            log.error("audit: a line could not be written: %s", error)
 
     def close(self) -> None:
         """Close the file."""
         for handler in list(self._log.handlers):
             self._log.removeHandler(handler)
             handler.close()
+
+
+def _tell(_: logging.LogRecord) -> None:
+    log.error("audit: a line could not be written: %s", sys.exc_info()[1])
 
 
 def _handler(folder: str | None) -> logging.Handler:

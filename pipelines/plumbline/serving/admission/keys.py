@@ -179,6 +179,8 @@ class KeyFile:
             self._keys = {key.digest: key for key in read_keys(self._path)}
             log.info("%s: %d API keys", self._path, len(self._keys))
         except InvalidInput as error:
+            if isinstance(error.__cause__, OSError):
+                self._version = None  # it is not known what stands there: a revoked key must not stay for that
             log.warning("API keys stay as they were: %s", error)
 
     def _look(self) -> tuple[int, int, int] | None:

@@ -32,10 +32,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAMESPACE = "plumbline"
-GONE_SECONDS = 30.0  # without a report a replica is no more; loading a model may keep one busy
+ON_HEAD = {"node:__internal_head__": 0.001}  # only its Pod may write the run's ConfigMap, and it goes with no load
+GONE_SECONDS = 30.0  # without a report a replica is no more
+LATE_SECONDS = 10.0  # that it is given beyond, before it counts as dead
 LOOK_SECONDS = 2.0  # between two looks for a request
 REMOTE_LOOK_SECONDS = 10.0  # in an object store, where a look costs something
 SAVE_SECONDS = 10.0  # between two writes of figures; transitions are written at once
+CRASHES = 3  # in one step, and no fewer than there are replicas: chance is no explanation
 
 
 class ReleaseArguments(SpecModel):
@@ -110,7 +113,7 @@ class Report:
         replica: which.
         about: fingerprint of the candidate that the window is about.
         window: figures since its last report.
-        loaded: fingerprints of the versions that it could answer with.
+        loaded: fingerprints of the versions that it could answer with; with the first report it has loaded what was stable.
         failed: fingerprint → why it could not be loaded.
         chats: whether the candidate gives answers that can be compared; an encoder does not, and takes over once it is loaded.
     """
@@ -126,6 +129,9 @@ class Report:
 class Controller:
     """Holds the record, and takes a release from step to step. Plain: `connect` makes an actor of it.
 
+    The record is taken over from the application before when the first replica reports: one that never serves leaves it alone, and
+    the other in charge.
+
     Args:
         arguments: `ReleaseArguments` as JSON.
         restarted: an actor that Ray restarted goes on with the record; a new one begins with its version.
@@ -133,7 +139,7 @@ class Controller:
         told: called with every new record.
 
     Raises:
-        PlumblineError: the record cannot be read or written.
+        PlumblineError: the record cannot be read.
     """
 
     def __init__(
@@ -148,37 +154,53 @@ class Controller:
         self._records = Records(self._arguments.workspace, self._arguments.run, self._arguments.stage)
         self._replicas: dict[str, tuple[float, Report]] = {}
         self._looked = self._saved = 0.0
-        self._fenced = False
-        found = self._records.read()
-        if restarted and found is not None:
-            self._record = found
-            self._fenced = found.holder != self._arguments.holder
-            return
+        self._missed: dict[str, float] = {}  # since when
+        self._crashed = 0.0, 0  # in the step that began then
+        found, holder = self._records.read(), self._arguments.holder
+        self._fenced = restarted and found is not None and holder in found.superseded
+        self._holds = self._fenced or (restarted and found is not None and holder == found.holder)
+        self._record = found if found is not None and self._holds else self._begun(found)
+
+    def _begun(self, found: Record | None) -> Record:
         if found is not None and not _is_there(found.stable):
             log.warning("release: the model that served before is gone: what is to be served now is not released in steps")
             found = None
-        self._record = policy.begin(
-            found, self._arguments.version, self._arguments.rules, self._arguments.holder, self._clock()
-        )
-        self._records.write(self._record)
-        self._tell()
+        return policy.begin(found, self._arguments.version, self._arguments.rules, self._arguments.holder, self._clock())
+
+    def _take_over(self) -> bool:
+        """Become the record's holder; returns whether it is, or was."""
+        if not self._holds:
+            try:
+                record = self._begun(self._records.read())  # what was released meanwhile counts
+                self._records.write(record)
+            except Exception as error:  # each store has errors of its own
+                log.warning("release: the record cannot be taken over, so nothing changes: %s", error)
+                return False
+            self._record, self._holds = record, True
+            self._tell()
+        return True
 
     def state(self) -> State:
         """What to serve now."""
         now = self._clock()
-        self._replicas = {name: one for name, one in self._replicas.items() if now - one[0] < GONE_SECONDS}
-        return State.of(self._record, len(self._replicas))
+        return State.of(self._record, sum(now - since < GONE_SECONDS for since, _ in self._replicas.values()))
+
+    def left(self, replica: str) -> None:
+        """A replica ends, as it should."""
+        self._replicas.pop(replica, None)
 
     def report(self, report: Report) -> State:
         """Take a replica's report; returns what to serve now."""
         now = self._clock()
         self._replicas[report.replica] = now, report
-        record = self._obeyed(self._record, now)
+        if not self._take_over():
+            return self.state()
+        record = self._obeyed(self._mourned(self._record, now), now)
         candidate = record.candidate.fingerprint if record.candidate and record.releasing else None
         if candidate is not None and candidate in report.failed:
             record = policy.not_loaded(record, report.failed[candidate], now)
         elif record.phase == "loading" and all(
-            candidate in one.loaded for since, one in self._replicas.values() if now - since < GONE_SECONDS
+            candidate in one.loaded for last, one in self._replicas.values() if now - last < GONE_SECONDS
         ):
             record = policy.loaded(record if report.chats else record.model_copy(update={"rules": None}), now)
         elif candidate is not None and report.about == candidate and record.phase == self._record.phase:
@@ -194,8 +216,22 @@ class Controller:
         """
         wanted = Version.model_validate_json(version)
         now = self._clock()
+        self._take_over()
         self._set(policy.propose(self._record, wanted, ReleaseSpec.model_validate_json(rules) if rules else None, now), now)
         return self.state()
+
+    def _mourned(self, record: Record, now: float) -> Record:
+        """The record after replicas that ended without a word: a candidate that takes them with it cannot be counted by them."""
+        silent = [name for name, (last, _) in self._replicas.items() if now - last >= GONE_SECONDS]
+        self._missed = {name: self._missed.get(name, now) for name in silent}
+        # Not at once: after a while in which nothing was read here, their reports may be the next.
+        gone = [name for name, missed in self._missed.items() if now - missed >= LATE_SECONDS]
+        since, crashed = self._crashed if self._crashed[0] == record.since else (record.since, 0)
+        crashed += sum(self._replicas.pop(name)[0] >= since for name in gone)
+        self._crashed = since, crashed
+        if not record.releasing or crashed < max(CRASHES, len(self._replicas)):
+            return record
+        return policy.roll_back(record, f"{crashed} replicas died in this step", now)
 
     def _obeyed(self, record: Record, now: float) -> Record:
         """The record after a request, if there is a new one."""
@@ -216,7 +252,7 @@ class Controller:
 
     def _set(self, record: Record, now: float) -> None:
         """Write, then believe: what is not in the record has not happened."""
-        if record == self._record or self._fenced:
+        if record == self._record or self._fenced or not self._holds:
             return
         if record.model_copy(update={"window": self._record.window}) == self._record and now - self._saved < SAVE_SECONDS:
             self._record = record  # nothing but figures
@@ -258,7 +294,7 @@ def connect(arguments: ReleaseArguments) -> Any:
     import ray
 
     options = {"name": arguments.actor, "namespace": NAMESPACE, "get_if_exists": True, "lifetime": "detached"}
-    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Actor)
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, resources=ON_HEAD)(_Actor)
     return actor.options(**options).remote(arguments.model_dump_json(by_alias=True))
 
 

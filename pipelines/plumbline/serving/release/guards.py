@@ -39,7 +39,7 @@ def _beyond(window: Window, rules: ReleaseSpec, z: float) -> str | None:
         return f"errors: {_percent(*bad[0])} against {_percent(*bad[1])} before"
     if min(stable.answers, candidate.answers) < FEWEST:
         return None
-    if rules.judge is not None and candidate.judged >= FEWEST:
+    if rules.judge is not None and candidate.judged >= min(FEWEST, rules.judge.min_verdicts):
         share, _, high = _wilson(candidate.wins, candidate.judged, z)
         if high < rules.judge.min_win_rate:
             return f"judge: {100 * share:.1f} % wins, ties as half, of {candidate.judged} verdicts"

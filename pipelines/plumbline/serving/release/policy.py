@@ -8,7 +8,7 @@ from plumbline.api.report import Rollback
 from plumbline.api.stages.release import ReleaseSpec
 from plumbline.serving.release.figures import Window
 from plumbline.serving.release.guards import breach, doubt
-from plumbline.serving.release.record import MAX_HISTORY, MAX_REFUSED, Change, Phase, Record, Version
+from plumbline.serving.release.record import MAX_HISTORY, MAX_REFUSED, MAX_SUPERSEDED, Change, Phase, Record, Version
 
 
 def begin(record: Record | None, version: Version, rules: ReleaseSpec | None, holder: str, now: float) -> Record:
@@ -18,7 +18,9 @@ def begin(record: Record | None, version: Version, rules: ReleaseSpec | None, ho
     """
     if record is None:
         return _told(Record(holder=holder, stable=version, since=now), now)
-    record = record.model_copy(update={"holder": holder})
+    if holder != record.holder:
+        superseded = [one for one in [*record.superseded, record.holder] if one != holder][-MAX_SUPERSEDED:]
+        record = record.model_copy(update={"holder": holder, "superseded": superseded})
     if rules is None and version.fingerprint not in {record.stable.fingerprint, *record.refused}:
         return _stable(record, version, "replaced when the endpoint started", now)
     return propose(record, version, rules, now)
@@ -31,9 +33,9 @@ def propose(record: Record, version: Version, rules: ReleaseSpec | None, now: fl
         record = record.model_copy(update={"stable": version})
         return _step(record, "full", 0, "the run went back to it", now) if record.phase != "full" else record
     if new in record.refused:
-        if record.releasing:  # another one than this
-            record = record.model_copy(update={"candidate": version})
-        return _step(record, "rolledBack", 0, record.refused[new], now) if record.phase != "rolledBack" else record
+        if record.phase == "rolledBack" and record.candidate is not None and new == record.candidate.fingerprint:
+            return record
+        return _step(record.model_copy(update={"candidate": version}), "rolledBack", 0, record.refused[new], now)
     if record.releasing and record.candidate is not None and new == record.candidate.fingerprint:
         return record.model_copy(update={"candidate": version, "rules": rules})
     if not _told_apart(version, record.stable):
@@ -95,7 +97,7 @@ def obey(record: Record, asked: Rollback, now: float) -> Record:
     if asked.id <= record.obeyed:
         return record
     record = record.model_copy(update={"obeyed": asked.id})
-    if asked.to is None and record.releasing:
+    if asked.to is None and record.releasing and record.stable.fingerprint not in record.refused:
         return roll_back(record, "by hand", now)
     wanted = target(record, asked.to)
     if wanted is None:
@@ -114,10 +116,14 @@ def target(record: Record, to: str | None) -> Version | None:
 
     Args:
         record: the present one.
-        to: fingerprint of the stage or of its model; None: what served before.
+        to: fingerprint of the stage or of its model; None: what served before, unless that was rolled back itself: who asks twice, or
+            just after a guard has tripped, means the same.
     """
+    if to is None and record.phase != "full" and record.stable.fingerprint not in record.refused:
+        return record.stable
     if to is None:
-        return record.stable if record.releasing else record.previous
+        good = record.previous is not None and record.previous.fingerprint not in record.refused
+        return record.previous if good else None
     known = [version for version in (record.stable, record.previous, record.candidate) if version is not None]
     return next((version for version in known if to in (version.fingerprint, version.answers_as)), None)
 

@@ -18,7 +18,7 @@ from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.serving.release.figures import Window
 
 FOLDER = "releases"
-MAX_HISTORY, MAX_REFUSED = 50, 50
+MAX_HISTORY, MAX_REFUSED, MAX_SUPERSEDED = 50, 50, 20
 Phase = Literal["full", "loading", "shadow", "canary", "rolledBack"]
 RELEASING: tuple[Phase, ...] = ("loading", "shadow", "canary")
 """Phases in which the candidate is being released."""
@@ -61,6 +61,8 @@ class Record(SpecModel):
     schema_version: Literal[1] = 1
     holder: str
     """The application whose controller writes."""
+    superseded: list[str] = []
+    """Those that did before, the last of them."""
     stable: Version
     """What users get who are not chosen for the candidate."""
     previous: Version | None = None

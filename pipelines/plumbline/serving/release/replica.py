@@ -8,6 +8,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Protocol
 
 from plumbline.api.stages.release import ReleaseJudgeSpec
@@ -28,6 +29,7 @@ from plumbline.serving.release.routing import chosen
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
+ALIVE_SECONDS = 5.0  # between two reports while a model is loaded
 SHADOWS = 4  # copies under way; more are dropped
 SHADOW_SECONDS = 300.0
 RETIRED_SECONDS = 60.0  # that a model is kept for requests that found it and have not reached its engine yet
@@ -60,7 +62,7 @@ class Release:
         tell: Callable[[Report], Coroutine[Any, Any, State]],
     ) -> None:
         self._models, self._load, self._tell = models, load, tell
-        self._replica = uuid.uuid4().hex
+        self.replica = uuid.uuid4().hex
         self._state = state
         self._served = state.stable  # what has the public name here
         self._candidate: Version | None = None  # what is loaded beside it
@@ -91,6 +93,8 @@ class Release:
             return
         if not (observed.ok or observed.failed):
             return  # the client's fault, or it left
+        if self._state.phase == "shadow" and observed.route != "chat":
+            return  # only chats are copied: like is compared with like
         seconds = observed.seconds if observed.first_token_seconds is None else observed.first_token_seconds
         figures = _figures(observed.completion_tokens, observed.text, seconds) if observed.ok else Figures.of_error()
         if observed.version == candidate.answers_as:
@@ -163,14 +167,18 @@ class Release:
         told, self._window = self._window, Window()
         about = self._candidate.fingerprint if self._candidate else None
         chats = self._beside is None or isinstance(self._beside, ChatModel)
-        loaded = frozenset(one.fingerprint for one in (self._served, self._candidate) if one)
         try:
-            self._state = await self._tell(Report(self._replica, about, told, loaded, dict(self._failed), chats))
+            self._state = await self._tell(Report(self.replica, about, told, self._has, dict(self._failed), chats))
         except BaseException:
             self._window = told + self._window
             raise
         await self._obey(self._state)
         self._close_retired()
+
+    @property
+    def _has(self) -> frozenset[str]:
+        """Fingerprints of what is loaded."""
+        return frozenset(one.fingerprint for one in (self._served, self._candidate) if one)
 
     def _look_after_candidate(self) -> None:
         """A candidate whose engine has failed is let go at once: it must not take the replica with it."""
@@ -210,8 +218,12 @@ class Release:
         log.info("release: %s answers as '%s'", version.fingerprint, version.name)
 
     async def _loaded(self, version: Version) -> AnyModel | None:
+        loading = asyncio.ensure_future(asyncio.to_thread(self._load, version))
+        while not (await asyncio.wait({loading}, timeout=ALIVE_SECONDS))[0]:
+            with suppress(Exception):  # what is to be served is heard with the next report
+                await self._tell(Report(self.replica, None, Window(), self._has, dict(self._failed)))
         try:
-            return await asyncio.to_thread(self._load, version)
+            return await loading
         except Exception as error:  # a wrong model, and whatever a library says of it: nothing that serves is touched
             log.warning("release: %s cannot be loaded: %s", version.fingerprint, error)
             self._failed[version.fingerprint] = f"{type(error).__name__}: {error}"[:500]
