@@ -40,8 +40,9 @@ def make(
 
 def written(plan: Plan, folder: Path) -> Path:
     path = folder / "run-1.json"
-    path.write_text(json.dumps(plan.to_json()))
-    return path
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(plan.to_json()))
+    return partial.replace(path)  # at once, as the kubelet does
 
 
 def arguments(plan: Plan, path: Path, **changes: str) -> dict[str, Any]:

@@ -256,6 +256,7 @@ def test_ctrl_c_ends_the_answer_and_ctrl_d_the_conversation(url: str) -> None:
         until("> ")
         write("models\x01/\n")  # edited with the keys of a shell: Ctrl-A goes to the beginning of the line
         until("* org/other one")
+        until("> ")  # what is typed before it would be echoed twice
         write("Count.\n")
         until("Count.\r\n")
         until(" ")  # the answer has begun

@@ -93,7 +93,9 @@ def expected(family: str, shape: str) -> tuple[list[torch.Tensor], list[torch.Te
 
 def check(model: TargetLogProbs, batches: list[MicroBatch], shape: str, family: str = "llama", within: float = 1e-5) -> None:
     for ours, theirs in zip(chain(*results(model, batches)), chain(*expected(family, shape)), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=within, rtol=1e-5)
+        # An entry near zero is a sum of large ones, in another order: processors round it each in their way.
+        largest = max(theirs.abs().flatten().tolist(), default=0.0)
+        torch.testing.assert_close(ours, theirs, atol=within * max(1.0, largest), rtol=1e-5)
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
