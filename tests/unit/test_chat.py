@@ -239,10 +239,13 @@ def terminal(*arguments: str) -> Iterator[tuple[Callable[[str], None], Callable[
 
 
 def _own(descriptor: int) -> None:
-    """Make it the terminal of this session, so that Ctrl-C becomes a signal."""
+    """Make it the terminal of this session, so that Ctrl-C becomes a signal, and one that is obeyed: a shell lets what it starts in the
+    background ignore it."""
     import fcntl
+    import signal
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
 
 
