@@ -287,18 +287,23 @@ def test_exactly_so_many_wait_as_may_and_places_come_back() -> None:
     asyncio.run(run())
 
 
+async def ask_and_leave(web: httpx.AsyncClient, held: Held) -> None:
+    """A client that goes while its request is worked on."""
+    task = asyncio.create_task(web.post("/v1/x"))
+    while not held.waiting:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 def test_a_client_that_leaves_gives_its_place_back() -> None:
     async def run() -> None:
         held = Held()
         gate = admission(slots=1, max_queued=0, max_concurrent_requests=1)
         transport = httpx.ASGITransport(AdmissionMiddleware(held.app, gate))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
-            task = asyncio.create_task(web.post("/v1/x"))
-            while not held.waiting:
-                await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            await ask_and_leave(web, held)
             held.go.set()
             assert (await web.post("/v1/x")).status_code == 200
         assert (gate.backlog.ongoing, gate.callers.find(None).ongoing) == (0, 0)
@@ -463,12 +468,7 @@ def test_a_client_that_left_is_499_in_the_audit_log(tmp_path: Path) -> None:
         gate = admission(audit=AuditSpec(folder=str(tmp_path)))
         transport = httpx.ASGITransport(AdmissionMiddleware(held.app, gate))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
-            task = asyncio.create_task(web.post("/v1/x"))
-            while not held.waiting:
-                await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            await ask_and_leave(web, held)
 
     asyncio.run(run())
     assert [one["status"] for one in lines(tmp_path)] == [499]

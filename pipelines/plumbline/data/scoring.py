@@ -17,11 +17,12 @@ import torch
 from plumbline.api.curation.filters import ClassifierSpec
 from plumbline.api.curation.selection import DeitaSpec, EmbeddingSpec, IfdSpec, ScorerSpec, SelectSpec
 from plumbline.data.deduplication.key import Key, key_texts
-from plumbline.data.filters.classifier import Classifier, input_length
+from plumbline.data.filters.classifier import Classifier
 from plumbline.data.filters.words import learned
 from plumbline.data.row import Chat, Row
 from plumbline.errors import InvalidInput, one_line
 from plumbline.external import TINY, check_model
+from plumbline.models.encoder import input_length
 from plumbline.models.load import base_folder, load_tokenizer, torch_dtype
 from plumbline.models.reference import ModelReference
 from plumbline.training.batch import Sequence as Tokens

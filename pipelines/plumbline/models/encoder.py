@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # imported where they are used: filters of data need no more 
 Pooling = Literal["mean", "cls"]
 
 # Positions of RoBERTa and its kin begin after the padding's id: 514 are for 512 tokens.
-_COUNTED_FROM_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet", "esm"})
+_COUNTED_FROM_PADDING = frozenset(
+    {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet", "esm"}
+)
 _STEPS = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers, by their classes
 _LONGEST = 2**20  # tokens, where a model has no positions to count
 
@@ -116,7 +118,7 @@ def input_length(config: PretrainedConfig, most: int) -> int:
     if not positions or positions < 0:
         return most
     if config.model_type in _COUNTED_FROM_PADDING:
-        positions -= config.pad_token_id + 1
+        positions -= (config.pad_token_id or 0) + 1
     return min(most, positions)
 
 

@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from plumbline.artifacts import file_digest
 from plumbline.errors import InvalidInput, one_line
+from plumbline.models.encoder import input_length
 
 DEPTH = 0.75
 """Of the layers, where none is named: 9 of BERT base's 12. Middle layers agree best with people (appendix B of the paper)."""
@@ -73,7 +74,7 @@ class Encoder:
         model.train(False)
         self._model = model
         self._layer = chosen
-        self._longest = _longest(model, self._tokenizer)
+        self._longest = input_length(model.config, int(min(self._tokenizer.model_max_length, 2**20)))
         digests = [file_digest(path) for path in sorted(Path(folder).iterdir()) if _is_part(path)]
         self._name = f"{Path(folder).name}_L{chosen}_{hashlib.sha256(''.join(digests).encode()).hexdigest()[:12]}"
 
@@ -194,17 +195,6 @@ def _idf(references: Sequence[tuple[int, ...]]) -> dict[int, float]:
 def _rescaled(triple: Triple, baseline: Triple) -> Triple:
     precision, recall, f1 = ((value - base) / (1 - base) for value, base in zip(triple, baseline, strict=True))
     return precision, recall, f1
-
-
-def _longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that fit. RoBERTa's kind counts positions from behind the padding token's number."""
-    config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
-        return int(min(tokenizer.model_max_length, 2**20))
-    if "roberta" in str(config.model_type) or config.model_type in ("camembert", "longformer"):
-        positions -= int(config.pad_token_id or 0) + 1
-    return int(min(tokenizer.model_max_length, positions))
 
 
 def _is_part(path: Path) -> bool:
