@@ -26,23 +26,25 @@ def _nothing_runs(project: Project) -> bool:
 
 
 SUSPENDED_AT = {
-    "running": b.succeed(until=threading.Event()),
-    "waiting for nodes": b.unschedulable(),
-    "waiting for a retry": b.crash(1),
-    "unreachable": b.unreachable(),
+    "running": [b.succeed(until=threading.Event())],
+    "waiting for nodes": [b.unschedulable()],
+    "waiting for a retry": [b.crash(1)]
+    * 3,  # the wait doubles: after the third there is time to suspend also on a busy machine
+    "unreachable": [b.unreachable()],
 }
 
 
 @pytest.mark.parametrize("at", SUSPENDED_AT)
 def test_suspend_and_resume(project: Project, at: str) -> None:
-    project.fake.script(project.name, "sft", SUSPENDED_AT[at])
+    behaviours = SUSPENDED_AT[at]
+    project.fake.script(project.name, "sft", *behaviours)
     project.apply(pipeline(DATA, SFT))
     if at == "running":
         project.wait_stage("sft", "Running")
     elif at == "waiting for nodes":
         project.wait_stage("sft", reason="Unschedulable")
     elif at == "waiting for a retry":
-        project.wait(lambda: project.stage("sft").get("failures") == 1)
+        project.wait(lambda: project.stage("sft").get("failures") == len(behaviours))
     else:
         project.fake.wait(project.name, "sft", "Running")
     _suspend(project)
@@ -53,7 +55,7 @@ def test_suspend_and_resume(project: Project, at: str) -> None:
     _suspend(project, False)
     project.wait_condition("Complete")
     assert project.fake.attempts(project.name, "data") == [1]
-    assert project.fake.attempts(project.name, "sft") == [1, 2]
+    assert project.fake.attempts(project.name, "sft") == [*range(1, len(behaviours) + 2)]
 
 
 def test_suspended_while_planning(project: Project) -> None:

@@ -14,7 +14,7 @@ from plumbline.api.stages.autoscaling import AutoscalingSpec
 from plumbline.api.stages.serve import ServeSpec
 from plumbline.serving.autoscaling import TOKENS, needed, number_of_replicas
 
-load = st.floats(0, 1e7)
+load = st.just(0.0) | st.floats(1e-6, 1e7)  # means over replicas: no smaller fractions come up
 target = st.integers(1, 10**6)
 
 

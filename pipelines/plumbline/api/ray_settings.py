@@ -24,6 +24,8 @@ FAST_PROXY: dict[str, str] = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # What a replica that dies has not begun to send, another one answers. Twice is not wrong: an answer changes nothing.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # Only after three failures is a replica taken for dead; when it was the only one, the next try waits in Serve's own proxy for a new one.
+    "RAY_SERVE_HAPROXY_RETRIES": "8",
     # Bytes of a request that can be sent again; for each connection, twice.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
 }
