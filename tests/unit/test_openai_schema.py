@@ -20,7 +20,8 @@ from plumbline.models.load import load_base, load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import Request, Sampling, build_engine
 from plumbline.serving.application import build
-from plumbline.serving.chat import ChatModel, ServedModel, cache_plan
+from plumbline.serving.chat import ChatModel, ServedModel
+from plumbline.serving.engine_loading import cache_plan
 from plumbline.serving.engine_thread import EngineThread
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models

@@ -17,6 +17,7 @@ from plumbline.models.load import load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import Request, Scored, Scoring, Token
 from plumbline.serving.chat import ChatModel, ServedModel
+from plumbline.serving.engine_loading import EngineLimits
 from plumbline.serving.engine_thread import EngineThread
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models
@@ -252,7 +253,7 @@ def model(engine: Writing) -> ChatModel:
     tokenizer.chat_template = TEMPLATE
     thread = EngineThread(engine, "tiny")  # type: ignore[arg-type]
     served = ServedModel("tiny", ModelReference(TINY), max_tokens=512)
-    return ChatModel(served, tokenizer, thread, max_length=2048, max_scored=2048, vocabulary=len(tokenizer))
+    return ChatModel(served, tokenizer, thread, EngineLimits(2048, 2048, len(tokenizer)))
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from plumbline.models.reference import ModelReference
 from plumbline.plan import Plan
 from plumbline.rollout.low_rank import LowRank
 from plumbline.serving.chat import ChatModel, ServedModel
+from plumbline.serving.engine_loading import start_engine
 from plumbline.serving.engine_thread import AdapterEngine, EngineThread
 from plumbline.serving.openai_schema import ModelCard, OpenAIError
 
@@ -121,16 +122,16 @@ class Base:
         self.bytes = sum(parameter.nbytes for parameter in self._model.parameters())
         tokenizer = load_tokenizer(bare, chat=bool(adapters.base.name))
         self._end = end_tokens(tokenizer, self._model)
-        self._whole = ChatModel.start(
-            replace(adapters.base, reference=bare), tokenizer, self._model, slots, share, adapter_rank=adapters.max_rank
+        engine, self._limits = start_engine(
+            adapters.base.name, tokenizer, self._model, slots, share, adapter_rank=adapters.max_rank
         )
-        self.max_length = self._whole.max_length
-        assert isinstance(self._whole.engine, EngineThread)
-        self.engine = self._whole.engine
+        self.max_length = self._limits.max_length
+        self.engine = EngineThread(engine, adapters.base.name)
+        self._served, self._tokenizer = replace(adapters.base, reference=bare), tokenizer
 
     def bare(self) -> ChatModel:
         """The base as a model of its own name."""
-        return self._view(self._whole.served, None, self._whole.tokenizer)
+        return self._view(self._served, None, self._tokenizer)
 
     def load(self, served: ServedModel, share: float = OWN_SHARE) -> tuple[ChatModel, int]:
         """A model: an adapter of this base beside its weights, any other in an engine of its own.
@@ -180,15 +181,7 @@ class Base:
         return base, *stands_on(reference)[2:]
 
     def _view(self, served: ServedModel, adapter: LowRank | None, tokenizer: Any) -> ChatModel:
-        whole = self._whole
-        return ChatModel(
-            served,
-            tokenizer,
-            AdapterEngine(self.engine, adapter),
-            max_length=whole.max_length,
-            max_scored=whole.max_scored,
-            vocabulary=whole.vocabulary,
-        )
+        return ChatModel(served, tokenizer, AdapterEngine(self.engine, adapter), self._limits)
 
     def _beside(self, reference: ModelReference, tokenizer: Any) -> LowRank | str | None:
         """The model's adapter ready for the shared engine, None for the base itself, or why it cannot be there."""

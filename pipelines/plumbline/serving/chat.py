@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 import uuid
@@ -11,32 +10,26 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
 from plumbline.api.base import BASE
 from plumbline.api.stages.serve import ServeSpec
 from plumbline.errors import InvalidInput, PlumblineError, one_line
-from plumbline.models.load import end_tokens, load_for_generation, load_tokenizer
+from plumbline.models.load import load_tokenizer
 from plumbline.models.reference import ModelReference
-from plumbline.models.virtual_tokens import Prefix
 from plumbline.plan import Plan
-from plumbline.rollout.decoder import linear_weights
-from plumbline.rollout.engine import Request, Sampling, Token, build_engine, generate
+from plumbline.rollout.engine import Request, Sampling, Token
+from plumbline.serving.engine_loading import EngineLimits, load_engine
+from plumbline.serving.engine_process import EngineProcess
+from plumbline.serving.engine_readers import EngineReaders
 from plumbline.serving.engine_thread import AdapterEngine, EngineThread
 from plumbline.serving.openai_schema import ChatCompletionRequest, FinishReason, OpenAIError
 from plumbline.serving.text import Detokenizer, StopStrings, TokenNames
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
-
-CPU_CACHE_BYTES = 4 * 2**30  # for keys and values on a CPU, where untouched pages cost nothing
-GPU_CACHE_SHARE = 0.8  # of the memory that is free once the weights are there
 CONTEXT_TOKENS = 4  # of a prompt, for the text of what comes after it; a character has no more
 SEEDS = 2**63  # two that differ by their sign alone are two seeds
 LONGEST_TOKEN = 128  # characters; a text that is so much longer than the context is refused unread
-USEFUL_SLOTS = 16  # a context is shortened rather than serve fewer requests at a time
 
 
 @dataclass(frozen=True)
@@ -91,85 +84,41 @@ class Piece:
 
 
 class ChatModel:
-    """A loaded model behind its engine thread. Methods belong to one event loop."""
+    """A loaded model: its tokenizer here, its engine in a thread or a process. Methods belong to one event loop."""
 
     def __init__(
         self,
         served: ServedModel,
         tokenizer: PreTrainedTokenizerBase,
-        engine: EngineThread | AdapterEngine,
-        *,
-        max_length: int,
-        max_scored: int,
-        vocabulary: int,
+        engine: EngineReaders | AdapterEngine,
+        limits: EngineLimits,
     ) -> None:
         self.served = served
         self.tokenizer = tokenizer
         self.engine = engine
-        self.max_length, self.max_scored = max_length, max_scored
-        self.vocabulary = vocabulary
+        self.max_length, self.max_scored, self.vocabulary = limits.max_length, limits.max_scored, limits.vocabulary
         self.names = TokenNames(tokenizer)
         self.created = int(time.time())
 
     @classmethod
-    def load(cls, served: ServedModel, slots: int, share: float = 1.0) -> ChatModel:
+    def load(cls, served: ServedModel, slots: int, share: float = 1.0, *, apart: bool = False) -> ChatModel:
         """Load the model with its adapter, and let it answer one token.
 
         Args:
             served: what to load.
             slots: requests to work on at the same time, fewer where memory is short.
             share: part of the memory for keys and values that this model may take.
+            apart: whether the engine has a process of its own.
 
         Raises:
             InvalidInput: the model or its tokenizer cannot be loaded.
         """
         tokenizer = load_tokenizer(served.reference)
-        model, prefix = load_for_generation(served.reference)
-        return cls.start(served, tokenizer, model, slots, share, prefix=prefix)
-
-    @classmethod
-    def start(
-        cls,
-        served: ServedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        model: PreTrainedModel,
-        slots: int,
-        share: float,
-        *,
-        prefix: Prefix | None = None,
-        adapter_rank: int = 0,
-    ) -> ChatModel:
-        """Put a model behind an engine, and let it answer one token.
-
-        Args:
-            served: what it is.
-            tokenizer: of the model.
-            model: in evaluation mode; the engine takes it over.
-            slots: see `load`.
-            share: see `load`.
-            prefix: virtual tokens that every prompt stands after.
-            adapter_rank: room is left for an adapter of this rank beside each request.
-        """
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-        budget = int(
-            share * (GPU_CACHE_SHARE * torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else CPU_CACHE_BYTES)
-        )
-        positions = model.config.max_position_embeddings
-        beside = adapter_bytes(model, adapter_rank) if model.device.type == "cuda" else 0  # a CPU's is touched as it is used
-        slots, max_length = cache_plan(budget, cache_bytes_per_token(model), positions, slots, beside)
-        if max_length < positions:
-            log.warning("model '%s': context cut from %d to %d tokens to fit memory", served.name, positions, max_length)
-        max_length -= prefix[0][0].shape[-2] if prefix else 0
-        engine = build_engine(model, None, end_tokens(tokenizer, model), slots, max_length=max_length, prefix=prefix)
-        generate(engine, [Request("first", (int(tokenizer.eos_token_id),), Sampling(max_tokens=1))])
-        return cls(
-            served,
-            tokenizer,
-            EngineThread(engine, served.name),
-            max_length=max_length,
-            max_scored=engine.max_scored,
-            vocabulary=model.get_input_embeddings().weight.shape[0],
-        )
+        if apart:
+            process = EngineProcess(served, slots, share)
+            return cls(served, tokenizer, process, process.limits)
+        engine, limits = load_engine(served, slots, share)
+        return cls(served, tokenizer, EngineThread(engine, served.name), limits)
 
     def read(self, body: ChatCompletionRequest) -> list[Request]:
         """The prompt and sampling of a request, `n` times, each with a random stream of its own.
@@ -262,41 +211,3 @@ class ChatModel:
                     yield Piece(text, count, None, waiting)
                     text, waiting = "", []
         raise PlumblineError(f"the engine of model '{self.served.name}' ended an answer without a reason")
-
-
-def cache_bytes_per_token(model: PreTrainedModel) -> int:
-    """Bytes of keys and values for one position of one sequence."""
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize)
-
-
-def adapter_bytes(model: PreTrainedModel, rank: int) -> int:
-    """Bytes of an adapter of this rank on all linear layers."""
-    return rank * model.dtype.itemsize * sum(sum(weight.shape) for weight in linear_weights(model).values())
-
-
-def cache_plan(budget: int, bytes_per_token: int, positions: int, wanted: int, beside: int = 0) -> tuple[int, int]:
-    """Slots and context that fit the memory.
-
-    Args:
-        budget: bytes for keys and values, and for what is beside them.
-        bytes_per_token: of one sequence.
-        positions: longest context of the model.
-        wanted: slots to have if they fit.
-        beside: bytes that each slot takes for something else.
-
-    Returns:
-        (slots, context length). The full context with fewer slots, down to `USEFUL_SLOTS`; then a shorter context.
-
-    Raises:
-        PlumblineError: not even two positions fit.
-    """
-    slots = min(wanted, max(budget // (bytes_per_token * positions + beside), USEFUL_SLOTS))
-    length = min(positions, (budget // slots - beside) // bytes_per_token)
-    if length < 2:
-        raise PlumblineError(
-            f"{budget} bytes for keys and values are too few for {slots} requests; free memory on the device"
-        )
-    return slots, length

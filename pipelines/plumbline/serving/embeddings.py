@@ -97,8 +97,10 @@ class EmbeddingModel:
 
 
 def load_served(served: ServedModel, slots: int, share: float = 1.0) -> ChatModel | EmbeddingModel:
-    """Load a model as what it is: an encoder, or one that writes text; see `ChatModel.load`."""
-    return EmbeddingModel.load(served) if is_encoder(served.reference) else ChatModel.load(served, slots, share)
+    """Load a model as what it is: an encoder, or one that writes text, with its engine in a process of its own; see `ChatModel.load`."""
+    if is_encoder(served.reference):
+        return EmbeddingModel.load(served)
+    return ChatModel.load(served, slots, share, apart=True)
 
 
 class _Job:

@@ -1,0 +1,60 @@
+"""The program of an `EngineProcess`: `python -m plumbline.serving.engine_host NUMBER`, of a file that is open: its end of the pipe."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+from plumbline.errors import PlumblineError, one_line
+from plumbline.serving.engine_loading import load_engine
+from plumbline.serving.engine_loop import Command, EngineLoop
+
+log = logging.getLogger(__name__)
+
+
+class _Inbox:
+    """Commands from a pipe; its end is the command to end."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self) -> Command:
+        try:
+            command: Command = self._connection.recv()
+        except (EOFError, OSError):
+            return None
+        return command
+
+    def empty(self) -> bool:
+        return not self._connection.poll()
+
+
+def main() -> None:
+    """Load what is asked for, tell what came of it, and run until the pipe ends. What fails is told, and logged."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the other end finishes what is under way, and then ends this one
+    connection = Connection(int(sys.argv[1]))
+    try:
+        engine, limits = load_engine(*connection.recv())
+        connection.send(limits)
+        EngineLoop(engine, _Inbox(connection), connection.send).run()
+    except (EOFError, BrokenPipeError):  # nobody is there any more
+        return
+    except PlumblineError as error:
+        _tell(connection, error)
+    except Exception as error:
+        log.exception("the engine failed")
+        _tell(connection, PlumblineError(f"{type(error).__name__}: {one_line(error)}"))
+
+
+def _tell(connection: Connection, error: PlumblineError) -> None:
+    with suppress(OSError):
+        connection.send(error)
+    sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""An engine in a process of its own: what is written and read for clients does not hold Python's lock while a step is made."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing import Pipe
+from typing import TYPE_CHECKING
+
+from plumbline.errors import PlumblineError
+from plumbline.serving.engine_loop import Command
+from plumbline.serving.engine_readers import EngineReaders
+
+if TYPE_CHECKING:
+    from plumbline.serving.chat import ServedModel
+    from plumbline.serving.engine_loading import EngineLimits
+
+HOST = "plumbline.serving.engine_host"
+
+
+class EngineProcess(EngineReaders):
+    """See `EngineReaders`. The process ends with this one, however that ends; that it has ended is a failure.
+
+    Args:
+        served: the model to load there.
+        slots: requests to work on at the same time, fewer where memory is short.
+        share: part of the memory for keys and values that it may take.
+
+    Attributes:
+        limits: what the engine takes.
+
+    Raises:
+        InvalidInput: the model cannot be loaded.
+        PlumblineError: the process ended before it was loaded.
+    """
+
+    def __init__(self, served: ServedModel, slots: int, share: float = 1.0) -> None:
+        super().__init__(served.name)
+        self._connection, theirs = Pipe()
+        with theirs:
+            number = theirs.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", HOST, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL
+            )
+        self._connection.send((served, slots, share))
+        self.limits = self._loaded()
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        for work in (self._forward, self._listen):
+            threading.Thread(target=work, name=f"engine-{served.name}", daemon=True).start()
+
+    def _send(self, command: Command) -> None:
+        self._commands.put(command)
+
+    def _loaded(self) -> EngineLimits:
+        try:
+            found: EngineLimits | Exception = self._connection.recv()
+        except EOFError:
+            found = PlumblineError(f"the process of model '{self._name}' {self._end()} while it loaded the model")
+        if isinstance(found, Exception):
+            self._connection.close()
+            self._process.wait()
+            raise found
+        return found
+
+    def _forward(self) -> None:
+        """In a thread, as a pipe that is full would hold up the event loop."""
+        with suppress(OSError):  # `_listen` learns of it
+            while (command := self._commands.get()) is not None:
+                self._connection.send(command)
+            self._connection.send(None)
+
+    def _listen(self) -> None:
+        failure: Exception | None = None
+        try:
+            while True:
+                news = self._connection.recv()
+                if isinstance(news, Exception):
+                    failure = news
+                else:
+                    self._tell(news)
+        except (EOFError, OSError):
+            end = self._end()
+            if not self._closed:
+                self._fail(failure or PlumblineError(f"its process {end}"))
+
+    def _end(self) -> str:
+        code = self._process.wait()
+        return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
