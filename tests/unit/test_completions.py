@@ -118,7 +118,10 @@ def test_echo_tells_what_the_model_thinks_of_the_prompt(
     told = choice["logprobs"]
     assert (choice["text"], choice["finish_reason"], choice["index"]) == (TEXT, "length", 0)
     assert answer["object"] == "text_completion"
-    assert answer["usage"] == {"prompt_tokens": len(tokens), "completion_tokens": 0, "total_tokens": len(tokens)}
+    assert (
+        answer["usage"].items()
+        >= {"prompt_tokens": len(tokens), "completion_tokens": 0, "total_tokens": len(tokens)}.items()
+    )
     assert told["token_logprobs"][0] is told["top_logprobs"][0] is None
     assert told["token_logprobs"][1:] == pytest.approx(expected(plain, tokens), abs=1e-4)
     assert told["text_offset"] == offsets_of(tokenizer, tokens)

@@ -36,7 +36,7 @@ PROMOTED = State("full", B, None, 0, 0, None, "", 1)
 BODY = ChatCompletionRequest.model_validate(
     {"model": "m", "messages": [{"role": "user", "content": "Sort c a b."}], "max_tokens": 4}
 )
-SEEN = Observed("chat", "m", "a", "", 200, 1.0, None, 5, 4, "stop", "I can't help with that.")
+SEEN = Observed("chat", "m", "a", "", 200, 1.0, None, 5, 4, 0, "stop", "I can't help with that.")
 
 
 def load(version: Version) -> ChatModel:

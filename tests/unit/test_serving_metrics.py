@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from plumbline.errors import PlumblineError
 from plumbline.external import TINY
 from plumbline.models.reference import ModelReference
+from plumbline.rollout.engine import Request, Sampling
 from plumbline.serving.chat import ChatModel, ServedModel
 from plumbline.serving.http import create_app
 from plumbline.serving.metrics import CLIENT_GONE, Observed, Observing
@@ -152,3 +153,34 @@ def test_the_key_is_the_one_that_admission_found_and_the_path_is_below_the_appli
 
     observe(refuse, seen, root_path="/model", path="/model/v1/chat/completions")
     assert [(one.key, one.status, one.route) for one in seen] == [("team-a", 429, "chat")]
+
+
+def test_what_was_in_the_cache_is_told_in_the_usage_and_to_observers(client: TestClient, seen: list[Observed]) -> None:
+    body = {**CHAT, "messages": [{"role": "user", "content": "cached words " * 20}]}
+    first, again = (client.post("/v1/chat/completions", json=body).json()["usage"] for _ in range(2))
+    cached = again["prompt_tokens_details"]["cached_tokens"]
+    assert cached == again["prompt_tokens"] - 1  # the last token is read again, for what comes after it
+    assert first["prompt_tokens_details"]["cached_tokens"] < cached
+    assert seen[-1].cached_tokens == cached
+    several = client.post("/v1/completions", json={**TEXT, "prompt": ["one " * 40, "one " * 40], "n": 2}).json()["usage"]
+    assert several["prompt_tokens_details"]["cached_tokens"] <= several["prompt_tokens"]
+
+
+def test_what_waits_is_told_from_what_is_worked_on(model: ChatModel) -> None:
+    """More requests than slots: those are the batch, the rest waits."""
+    engine = model.engine
+    slots = engine._engine._slots  # type: ignore[union-attr]
+
+    async def run() -> None:
+        requests = [Request(f"w{i}", (7, i), Sampling(temperature=0, max_tokens=1000)) for i in range(slots + 3)]
+        answers = [engine.tokens(request, stream=True) for request in requests]
+        firsts = [asyncio.create_task(anext(answer)) for answer in answers]
+        await asyncio.wait(firsts[:slots])
+        assert (engine.running, engine.waiting) == (slots + 3, 3)
+        for first in firsts:
+            first.cancel()
+        await asyncio.gather(*firsts, return_exceptions=True)
+        for answer in answers:
+            await answer.aclose()
+
+    asyncio.run(run())

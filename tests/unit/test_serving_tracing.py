@@ -22,6 +22,7 @@ SEEN = Observed(
     first_token_seconds=0.5,
     prompt_tokens=7,
     completion_tokens=5,
+    cached_tokens=0,
     finish_reason="stop",
     text="a secret",
     headers=[(b"authorization", b"Bearer sk-secret"), (b"traceparent", f"00-{TRACE}-{PARENT}-01".encode())],

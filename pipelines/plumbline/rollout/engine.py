@@ -69,6 +69,7 @@ class Token(NamedTuple):  # many are made, and go from process to process
         logprob: natural log of the probability it was drawn with (greedy: its probability at temperature 1).
         finish_reason: `stop` for an end-of-text token, `length` for a full answer or context, None when more follow.
         likeliest: as many of the likeliest tokens in its place as the request asks for, the likeliest first.
+        cached: of a request's first token: how much of its prompt was not read, as a text that begins alike had been.
     """
 
     request_id: str
@@ -76,6 +77,7 @@ class Token(NamedTuple):  # many are made, and go from process to process
     logprob: float
     finish_reason: FinishReason | None
     likeliest: tuple[Likely, ...] = ()
+    cached: int = 0
 
 
 @dataclass(frozen=True)

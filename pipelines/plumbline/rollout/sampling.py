@@ -17,7 +17,13 @@ Drawn = tuple[int, float, tuple[Likely, ...]]
 
 
 class Running:
-    """A request under way: its random stream and the tokens drawn so far."""
+    """A request under way: its random stream and the tokens drawn so far.
+
+    Attributes:
+        cached: how much of its context was there already when it was read.
+    """
+
+    cached = 0
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -42,7 +48,7 @@ class Running:
             reason = "stop"
         elif len(self.tokens) >= self.request.sampling.max_tokens or self.length >= max_length:
             reason = "length"
-        return Token(self.request.id, token, logprob, reason, top)
+        return Token(self.request.id, token, logprob, reason, top, self.cached if len(self.tokens) == 1 else 0)
 
 
 def check_request(

@@ -155,6 +155,7 @@ class SlotEngine:
             self.decoder.copy(owner, targets, len(self._live[owner].read))
             for slot in targets:
                 self._live[slot].after = self._live[owner].after
+                self._live[slot].cached = len(self._live[owner].read)
         return self._draw(first, torch.stack([held.after for held in fresh if held.after is not None]))
 
     def _touch(self, held: _Slot) -> None:
@@ -247,6 +248,7 @@ class SlotEngine:
         logits = self.decoder.prefill(tokens.to(self.decoder.device), where[0], where[1], start, deltas)
         for slot, after in zip(slots, logits, strict=True):
             self._live[slot].after = after.clone()  # a view would keep the whole batch's logits
+            self._live[slot].cached = start
 
     def _decode(self) -> list[Token]:
         if not self._live:

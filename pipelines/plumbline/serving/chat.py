@@ -75,12 +75,14 @@ class Piece:
         completion_tokens: how many were drawn since the answer began.
         finish_reason: of the last piece.
         drawn: tokens since the piece before; their text may come with the next.
+        cached_tokens: of the prompt, that were in the engine's cache.
     """
 
     text: str
     completion_tokens: int
     finish_reason: FinishReason | None
     drawn: list[Token] = field(default_factory=list)
+    cached_tokens: int = 0
 
 
 class ChatModel:
@@ -190,13 +192,14 @@ class ChatModel:
         """
         before = request.prompt[-CONTEXT_TOKENS:] if goes_on else ()
         detokenizer, stopper = Detokenizer(self.tokenizer, before), StopStrings(stops)
-        count, text = 0, ""
+        count, cached, text = 0, 0, ""
         waiting: list[Token] = []
         async with aclosing(self.engine.tokens(request, stream=stream or bool(stops))) as steps:
             async for drawn in steps:
                 # Token by token where a stop string may cut between them.
                 for part in [[token] for token in drawn] if stops else [drawn]:
                     count += len(part)
+                    cached += sum(token.cached for token in part)
                     waiting += part
                     text += stopper.push(detokenizer.push([token.token for token in part]))
                     reason = part[-1].finish_reason
@@ -205,9 +208,9 @@ class ChatModel:
                     if stopper.reached:
                         reason = "stop"
                     if reason is not None:
-                        yield Piece(text + stopper.flush(), count, reason, waiting)
+                        yield Piece(text + stopper.flush(), count, reason, waiting, cached)
                         return
                 if stream and text:
-                    yield Piece(text, count, None, waiting)
+                    yield Piece(text, count, None, waiting, cached)
                     text, waiting = "", []
         raise PlumblineError(f"the engine of model '{self.served.name}' ended an answer without a reason")

@@ -36,7 +36,7 @@ from plumbline.serving.tool_calls import Call, ToolCallReader
 async def complete(model: ChatModel, body: ChatCompletionRequest, requests: list[Request]) -> ChatCompletion:
     """Every answer, in order."""
 
-    async def whole(index: int, request: Request) -> tuple[Choice, int]:
+    async def whole(index: int, request: Request) -> tuple[Choice, Piece]:
         async with aclosing(model.answer(request, body.stop, stream=False)) as pieces:
             piece = await anext(pieces)
         reader = _reader(body)
@@ -47,13 +47,13 @@ async def complete(model: ChatModel, body: ChatCompletionRequest, requests: list
         logprobs = _logprobs(model, piece.drawn) if body.logprobs else None
         reason = _reason(reader, piece)
         assert reason is not None
-        return Choice(index=index, message=message, logprobs=logprobs, finish_reason=reason), piece.completion_tokens
+        return Choice(index=index, message=message, logprobs=logprobs, finish_reason=reason), piece
 
     answers = await gathered(whole(index, request) for index, request in enumerate(requests))
     return ChatCompletion(
         **head(model, requests[0]),
         choices=[choice for choice, _ in answers],
-        usage=Usage.of(len(requests[0].prompt), sum(count for _, count in answers)),
+        usage=_usage(requests, [piece for _, piece in answers]),
     )
 
 
@@ -66,14 +66,14 @@ async def stream(
     def chunk(index: int, delta: Delta, **rest: Any) -> ChatCompletionChunk:
         return ChatCompletionChunk(**shared, choices=[ChunkChoice(index=index, delta=delta, **rest)])
 
-    counts = [0] * len(requests)
+    latest = [Piece("", 0, None)] * len(requests)
     readers = [_reader(body) for _ in requests]
     called = [0] * len(requests)
     for index in range(len(requests)):
         yield chunk(index, Delta(role="assistant", content=""))
     async with aclosing(merged([model.answer(request, body.stop, stream=True) for request in requests])) as pieces:
         async for index, piece in pieces:
-            counts[index] = piece.completion_tokens
+            latest[index] = piece
             logprobs = _logprobs(model, piece.drawn) if body.logprobs and piece.drawn else None
             parts = _parts(readers[index], piece)
             for part in parts or ([""] if logprobs else []):
@@ -86,7 +86,13 @@ async def stream(
                 logprobs = None
             if piece.finish_reason:
                 yield chunk(index, Delta(), finish_reason=_reason(readers[index], piece))
-    yield ChatCompletionChunk(**shared, choices=[], usage=Usage.of(len(requests[0].prompt), sum(counts)))
+    yield ChatCompletionChunk(**shared, choices=[], usage=_usage(requests, latest))
+
+
+def _usage(requests: list[Request], pieces: list[Piece]) -> Usage:
+    """Of all answers to a prompt, which is read once: those that came later found it in the cache."""
+    drawn = sum(piece.completion_tokens for piece in pieces)
+    return Usage.of(len(requests[0].prompt), drawn, min(piece.cached_tokens for piece in pieces))
 
 
 def _reader(body: ChatCompletionRequest) -> ToolCallReader | None:

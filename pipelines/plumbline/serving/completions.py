@@ -176,9 +176,7 @@ async def complete(model: ChatModel, body: CompletionRequest, prompts: list[Prom
             choice.text = prompt.text + piece.text
             choice.logprobs = _joined(_echoed(model.names, body, prompt, scores[index // body.n]), choice.logprobs)
         choices.append(choice)
-    return TextCompletion(
-        **head(model), choices=choices, usage=_usage(prompts, [piece.completion_tokens for piece in pieces])
-    )
+    return TextCompletion(**head(model), choices=choices, usage=_usage(prompts, pieces))
 
 
 async def stream(model: ChatModel, body: CompletionRequest, prompts: list[Prompt]) -> AsyncGenerator[TextCompletion, None]:
@@ -186,9 +184,9 @@ async def stream(model: ChatModel, body: CompletionRequest, prompts: list[Prompt
     shared = head(model)
     scores = await _scores(model, body, prompts)
     requests = _requests(body, prompts)
-    counts = [0] * (len(prompts) * body.n)
-    ends = [0] * len(counts)
-    for index in range(len(counts) if body.echo else 0):
+    latest = [Piece("", 0, None)] * (len(prompts) * body.n)
+    ends = [0] * len(latest)
+    for index in range(len(latest) if body.echo else 0):
         prompt = prompts[index // body.n]
         ends[index] = prompt.length
         choice = CompletionChoice(
@@ -200,7 +198,7 @@ async def stream(model: ChatModel, body: CompletionRequest, prompts: list[Prompt
         merged([model.answer(request, body.stop, stream=True, goes_on=True) for request in requests])
     ) as pieces:
         async for index, piece in pieces:
-            counts[index] = piece.completion_tokens
+            latest[index] = piece
             choice = CompletionChoice(
                 index=index,
                 text=piece.text,
@@ -210,7 +208,7 @@ async def stream(model: ChatModel, body: CompletionRequest, prompts: list[Prompt
             choice.logprobs = _drawn(model.names, body, piece.drawn, ends[index])
             ends[index] += len(model.names.text([token.token for token in piece.drawn]))
             yield TextCompletion(**shared, choices=[choice])
-    yield TextCompletion(**shared, choices=[], usage=_usage(prompts, counts))
+    yield TextCompletion(**shared, choices=[], usage=_usage(prompts, latest))
 
 
 def head(model: ChatModel) -> dict[str, Any]:
@@ -223,8 +221,12 @@ def head(model: ChatModel) -> dict[str, Any]:
     }
 
 
-def _usage(prompts: Sequence[Prompt], drawn: Sequence[int]) -> Usage:
-    return Usage.of(sum(len(prompt.tokens) for prompt in prompts), sum(drawn))
+def _usage(prompts: Sequence[Prompt], pieces: Sequence[Piece]) -> Usage:
+    """Of `n` answers to each prompt, which is read once: those that came later found it in the cache."""
+    n = len(pieces) // len(prompts)
+    cached = (min(piece.cached_tokens for piece in pieces[i * n : (i + 1) * n]) for i in range(len(prompts)))
+    drawn = sum(piece.completion_tokens for piece in pieces)
+    return Usage.of(sum(len(prompt.tokens) for prompt in prompts), drawn, sum(cached))
 
 
 def _requests(body: CompletionRequest, prompts: Sequence[Prompt]) -> list[Request]:

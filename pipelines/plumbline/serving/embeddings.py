@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plumbline.errors import PlumblineError
+from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.models.encoder import Encoder, is_encoder, load_encoder
 from plumbline.serving.chat import LONGEST_TOKEN, ChatModel, ServedModel
 from plumbline.serving.openai_schema import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage, OpenAIError
@@ -39,8 +39,12 @@ class EmbeddingModel:
         """Load the encoder, and let it read one token.
 
         Raises:
-            InvalidInput: it cannot be loaded.
+            InvalidInput: it cannot be loaded, or another engine is asked for.
         """
+        if served.engine != "auto":
+            raise InvalidInput(
+                f"serve.engine: {served.engine} is for models that write text; for an encoder set serve.engine: auto"
+            )
         encoder = load_encoder(served.reference)
         encoder.embed([(int(encoder.tokenizer.pad_token_id),)])
         return cls(served, encoder)
@@ -135,6 +139,11 @@ class EncoderThread:
     def running(self) -> int:
         """Requests that are queued or worked on."""
         return len(self._jobs)
+
+    @property
+    def waiting(self) -> int:
+        """Those of them with a text that is not read yet."""
+        return sum(bool(job.waiting) for job in list(self._jobs))
 
     @property
     def tokens_in_flight(self) -> int:

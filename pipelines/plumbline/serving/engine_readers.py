@@ -21,6 +21,7 @@ class _Listener:
 
     def __init__(self, prompt: int) -> None:
         self.held = prompt  # tokens, and those drawn since
+        self.begun = False
         self.tokens: list[Token] = []
         self.refusal: Exception | None = None
         self.some = asyncio.Event()
@@ -69,6 +70,16 @@ class EngineReaders(ABC):
     def running(self) -> int:
         """Requests for an answer, and texts to score, that are queued or worked on."""
         return len(self._listeners) + len(self._batches)
+
+    @property
+    def waiting(self) -> int:
+        """Those of them that the engine has not begun with."""
+        return sum(map(self.waits, [*self._listeners, *self._batches]))
+
+    def waits(self, request_id: str) -> bool:
+        """Whether nothing of it is drawn or scored yet."""
+        listener, batch = self._listeners.get(request_id), self._batches.get(request_id)
+        return not listener.begun if listener else batch is not None and request_id not in batch.found
 
     @property
     def tokens_in_flight(self) -> int:
@@ -183,6 +194,7 @@ class EngineReaders(ABC):
                 continue
             listener.tokens.append(token)
             listener.held += 1
+            listener.begun = True
             listener.some.set()
             if token.finish_reason is not None:
                 listener.done.set()

@@ -67,8 +67,12 @@ class AdapterEngine:
 
     @property
     def running(self) -> int:
-        """See `EngineReaders`; of this adapter alone, as the next is."""
+        """See `EngineReaders`; of this adapter alone, as the next two are."""
         return len(self._held)
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(self._shared.waits, list(self._held)))
 
     @property
     def tokens_in_flight(self) -> int:

@@ -44,6 +44,7 @@ class Observed:
         seconds: from the first byte of the request to the last of the answer.
         first_token_seconds: to the first token, of streams; others learn of their tokens all at once.
         prompt_tokens, completion_tokens: read and drawn, of all choices.
+        cached_tokens: of the prompt, that were in the engine's cache.
         finish_reason: of the first choice; None where there is none.
         text: of the first choice. For checks of answers; it must not be logged.
         headers: of the request, for who follows a trace.
@@ -58,6 +59,7 @@ class Observed:
     first_token_seconds: float | None
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int
     finish_reason: str | None
     text: str = field(repr=False)
     headers: Sequence[tuple[bytes, bytes]] = field(default=(), repr=False)
@@ -92,6 +94,7 @@ class Observation:
     first_token_seconds: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     finish_reason: str | None = None
     text: str = field(default="", repr=False)
 
@@ -111,6 +114,7 @@ class Observation:
                 self.finish_reason = choice.finish_reason or self.finish_reason
         if answer.usage is not None:
             self.prompt_tokens, self.completion_tokens = answer.usage.prompt_tokens, answer.usage.completion_tokens
+            self.cached_tokens = answer.usage.prompt_tokens_details.cached_tokens
         return answer
 
     def finished(self, seconds: float, key: str, headers: Sequence[tuple[bytes, bytes]]) -> Observed:
@@ -125,6 +129,7 @@ class Observation:
             first_token_seconds=self.first_token_seconds,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
+            cached_tokens=self.cached_tokens,
             finish_reason=self.finish_reason,
             text=self.text,
             headers=headers,

@@ -243,16 +243,28 @@ class EmbeddingRequest(RequestModel):
     user: str | None = None
 
 
+class PromptTokensDetails(BaseModel):
+    """How many tokens of the prompt were in the cache, as an earlier text began with them."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens read and drawn, an end-of-text token included."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
     @classmethod
-    def of(cls, prompt: int, completion: int) -> Usage:
-        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    def of(cls, prompt: int, completion: int, cached: int) -> Usage:
+        return cls(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+        )
 
 
 FinishReason = Literal["stop", "length", "tool_calls"]

@@ -20,7 +20,8 @@ PREFIX = "plumbline_serving_"
 SERVED: Any = ("model", "version")  # Ray says that there can be but one label
 COUNTERS = {
     "requests": ("Requests for an answer that are finished, whatever became of them.", ("route", *SERVED, "status")),
-    "prompt_tokens": ("Tokens read.", SERVED),
+    "prompt_tokens": ("Tokens of prompts.", SERVED),
+    "cached_tokens": ("Tokens of prompts that were in the cache, and not read again.", SERVED),
     "completion_tokens": ("Tokens drawn.", SERVED),
 }
 HISTOGRAMS = {
@@ -42,6 +43,7 @@ HISTOGRAMS = {
 }
 GAUGES = {
     "requests_running": ("Requests, and texts to score, that an engine works on or has waiting.", SERVED),
+    "requests_waiting": ("Those of them that an engine has not begun with: the rest are its batch.", SERVED),
     "tokens_in_flight": ("Tokens of all those: their prompts, and what was drawn of their answers.", SERVED),
 }
 
@@ -60,8 +62,8 @@ class ServingMetrics:
     def __call__(self, observed: Observed) -> None:
         served = {"model": observed.model, "version": observed.version}
         self._count["requests"].inc(tags=served | {"route": observed.route, "status": str(observed.status)})
-        for name, tokens in (("prompt_tokens", observed.prompt_tokens), ("completion_tokens", observed.completion_tokens)):
-            if tokens:
+        for name in ("prompt_tokens", "cached_tokens", "completion_tokens"):
+            if tokens := getattr(observed, name):
                 self._count[name].inc(tokens, tags=served)
         if observed.ok:
             self._time["request_seconds"].observe(observed.seconds, tags=served | {"route": observed.route})
@@ -75,7 +77,11 @@ class ServingMetrics:
         found = {}
         for model in models:
             served = model.served.name, model.served.reference.fingerprint or ""
-            found[served] = {"requests_running": model.engine.running, "tokens_in_flight": model.engine.tokens_in_flight}
+            found[served] = {
+                "requests_running": model.engine.running,
+                "requests_waiting": model.engine.waiting,
+                "tokens_in_flight": model.engine.tokens_in_flight,
+            }
         for gone in self._read - found.keys():
             found[gone] = dict.fromkeys(GAUGES, 0)
         self._read |= found.keys()
