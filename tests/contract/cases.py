@@ -235,6 +235,7 @@ BAD = {
         DATA, "- {name: rl, rlhf: {staleness: 1, rollout: {placement: colocated}}}\n"
     ),
     "vLLM that takes turns": stages(DATA, "- {name: rl, rlhf: {rollout: {engine: vllm, placement: colocated}}}\n"),
+    "adapters in vLLM": stages(DATA, "- {name: live, serve: {ungated: true, engine: vllm, adapters: {discover: true}}}\n"),
     "answers as long as all": stages(DATA, "- {name: rl, rlhf: {maxLength: 64, sampling: {maxTokens: 64}}}\n"),
     "default answers as long as all": stages(DATA, "- {name: rl, rlhf: {maxLength: 256}}\n"),
     "reward without its endpoint": stages(DATA, "- {name: rl, rlhf: {rewards: [{type: judge, model: m}]}}\n"),

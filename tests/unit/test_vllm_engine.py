@@ -24,7 +24,7 @@ from plumbline.models.load import load_base
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import NO_ADAPTER, Completion, Request, Sampling, Scoring, Token, generate
 from plumbline.rollout.sampling import nucleus
-from plumbline.rollout.vllm import VllmEngine, _adapted, _disagreement, _seed, build_vllm
+from plumbline.rollout.vllm import PAGE_TOKENS, VllmEngine, _adapted, _disagreement, _seed, build_served_vllm, build_vllm
 from support.engines import CONTEXT, EOS, VOCABULARY, drawn_with_pauses, make_prompts, random_model, requests_for
 
 SHAPE: dict[str, Any] = {
@@ -338,6 +338,44 @@ def test_given_tokens_are_scored_while_answers_go_on(built: Built) -> None:
         built("llama")[0].score(requests)
 
 
+def test_scores_that_nobody_waits_for_any_more_are_forgotten(built: Built) -> None:
+    engine, _ = built("llama", adapter_config=None)
+    texts = [tuple(random.Random(i).randrange(VOCABULARY) for _ in range(CONTEXT - 1)) for i in range(9)]
+    found = engine.score([Scoring(str(i), text) for i, text in enumerate(texts)])
+    assert len(next(found)) < 9
+    found.close()  # type: ignore[attr-defined]  # as when the last reference goes
+    assert not engine._engine.has_unfinished_requests()
+    assert [one.request_id for some in engine.score([Scoring("next", (7, 8, 9))]) for one in some] == ["next"]
+
+
+def test_a_prompt_in_the_cache_is_told_with_the_first_token(built: Built) -> None:
+    engine, _ = built("llama", adapter_config=None, max_length=300)
+    prompt = tuple(random.Random(5).randrange(6, VOCABULARY) for _ in range(270))
+    for cached in (0, 2 * PAGE_TOKENS):
+        engine.submit(Request("a", prompt, Sampling(temperature=0, max_tokens=3)))
+        told = []
+        while engine.busy:
+            told += [token.cached for token in engine.step()]
+        assert told == [cached, 0, 0][: len(told)]
+
+
+def test_it_takes_as_long_a_context_as_the_memory_allows(built: Built, caplog: pytest.LogCaptureFixture) -> None:
+    """And reads texts that are longer than a step."""
+    reference = ModelReference(TINY)
+    whole = build_served_vllm(reference, 4, device="cpu")
+    assert (whole.max_length, whole.max_scored, whole.vocabulary) == (2048, 2047, 522)
+    page = PAGE_TOKENS * whole._engine.vllm_config.cache_config.kv_cache_memory_bytes // (4 * (2048 + PAGE_TOKENS))
+    few = build_served_vllm(reference, 4, device="cpu", cpu_bytes=8 * page)
+    assert 5 * PAGE_TOKENS < few.max_length <= 8 * PAGE_TOKENS
+    assert f"context cut from 2048 to {few.max_length} tokens" in caplog.text
+    text = tuple(random.Random(6).randrange(6, 500) for _ in range(few.max_scored))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plumbline.rollout.vllm.READ_TOKENS_SCORED", 64)
+        stepwise = build_served_vllm(reference, 4, device="cpu")
+    one, other = ([one for some in engine.score([Scoring("a", text)]) for one in some] for engine in (few, stepwise))
+    assert one[0].logprobs == pytest.approx(other[0].logprobs, abs=1e-3)
+
+
 def test_what_cannot_be_answered_is_refused(built: Built) -> None:
     engine, _ = built("llama")
     for prompt, sampling, words in [
@@ -435,7 +473,7 @@ def test_rows_of_new_tokens_come_along(built: Built, tmp_path: Path) -> None:
 
 def test_it_is_not_built_where_it_cannot_run(built: Built) -> None:
     for options, words in [
-        ({"device": "cuda"}, "this vllm is built for cpu, and the rollout worker has a cuda; give each worker a GPU"),
+        ({"device": "cuda"}, "this vllm is built for cpu, and the engine has a cuda; give each engine a GPU"),
         ({"max_length": 4096}, r"LlamaForCausalLM: vLLM does not run it .*2048.*; set rollout.engine: auto"),
     ]:
         with pytest.raises(InvalidInput, match=words):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import os
 import random
@@ -25,7 +26,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from plumbline.errors import InvalidInput, PlumblineError, one_line
-from plumbline.models.load import end_tokens, load_base, load_tokenizer, model_folder
+from plumbline.models.load import end_tokens, has_virtual_tokens, load_base, load_merged, load_tokenizer, model_folder
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import linear_weights
@@ -39,9 +40,13 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
 
+log = logging.getLogger(__name__)
+
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM makes room; an adapter's may be below
 LEAST_TEMPERATURE = 0.01  # below it vLLM samples at this one
 READ_TOKENS = 8192  # in one step; longer prompts take several
+READ_TOKENS_SCORED = 2048  # where texts are scored: each token then has logits for the whole vocabulary
+SERVED_SHARE = 0.8  # of the free memory of a GPU; scoring takes some beside what vLLM counts on
 MOST_LIKELIEST = 20  # of one request
 PAGE_TOKENS = 128  # the largest page of cache
 INSTEAD = "set rollout.engine: auto"
@@ -56,7 +61,12 @@ class VllmEngine:
         adapter_config: configuration of the adapters to come; None if there will be none.
         eos_token_ids: tokens that end an answer.
         slots: requests worked on at the same time.
-        max_length: longest prompt and answer together, in tokens.
+        max_length: longest prompt and answer together, in tokens; None: as long as the model and the memory allow.
+        cpu_bytes: most that keys and values may take on a CPU; None: as much as full slots.
+        gpu_share: part of a GPU's memory to take, with the weights; None: nearly all.
+
+    Attributes:
+        vocabulary: tokens that there are.
 
     Raises:
         InvalidInput: vLLM does not know this kind of adapter.
@@ -70,14 +80,15 @@ class VllmEngine:
         adapter_config: LoraConfig | None,
         eos_token_ids: Sequence[int],
         slots: int,
-        max_length: int,
+        max_length: int | None,
+        *,
+        cpu_bytes: int | None = None,
+        gpu_share: float | None = None,
     ) -> None:
         rank = _largest_rank(adapter_config)
         self.adapter_version = NO_ADAPTER
-        self.max_length = max_length
-        self.max_scored = max_length - 1  # one token has to be drawn as well
+        self.vocabulary = _vocabulary(model)
         self._eos = frozenset(eos_token_ids)
-        self._vocabulary = _vocabulary(model)
         self._config = adapter_config
         # Shapes alone: what fits is refused or taken as by the engines that merge.
         shapes = {name: weight.to("meta") for name, weight in linear_weights(model).items()}
@@ -95,6 +106,9 @@ class VllmEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self._on_cpu = current_platform.device_type == "cpu"
+        longest = max_length or model.config.get_text_config().max_position_embeddings
+        full = _cache_bytes(model, slots, longest)
+        read = READ_TOKENS if rank else READ_TOKENS_SCORED
         arguments = EngineArgs(
             model=str(folder),
             load_format="safetensors",
@@ -102,28 +116,33 @@ class VllmEngine:
             skip_tokenizer_init=True,
             generation_config="vllm",  # not the folder's: nothing but the request says how is sampled
             dtype=str(model.dtype).removeprefix("torch."),
-            max_model_len=max_length,
+            max_model_len=max_length or -1,
             max_num_seqs=slots,
-            max_num_batched_tokens=max(slots, min(READ_TOKENS, slots * max_length)),
+            max_num_batched_tokens=max(slots, min(read, slots * longest)),
             max_logprobs=MOST_LIKELIEST,
             logprobs_mode="processed_logprobs",  # what tokens are drawn with; the default is at temperature 1, without top_p
             enable_prefix_caching=True,
             async_scheduling=False,  # a token would be under way when the weights change
             # Of a node it would take nearly all, which others work on too; of a GPU it may.
-            kv_cache_memory_bytes=_cache_bytes(model, slots, max_length) if self._on_cpu else None,
+            kv_cache_memory_bytes=min(full, cpu_bytes or full) if self._on_cpu else None,
             enforce_eager=self._on_cpu,  # compiling takes minutes, and a compiler
             disable_log_stats=True,
             **({"enable_lora": True, "max_loras": 1, "max_lora_rank": rank} if rank else {}),
+            **({"gpu_memory_utilization": gpu_share} if gpu_share else {}),
         )
         with self._uncompiled():
             self._engine = LLMEngine.from_engine_args(arguments)
+        self.max_length: int = self._engine.model_config.max_model_len
+        self.max_scored = self.max_length - 1  # one token has to be drawn as well
+        if self.max_length < longest:
+            log.warning("%s: context cut from %d to %d tokens to fit memory", type(model).__name__, longest, self.max_length)
 
     @property
     def busy(self) -> bool:
         return bool(self._running or self._drawn_meanwhile)
 
     def submit(self, request: Request) -> None:
-        check_request(request, {held.request.id for held in self._running.values()}, self.max_length, self._vocabulary)
+        check_request(request, {held.request.id for held in self._running.values()}, self.max_length, self.vocabulary)
         if 0 < request.sampling.temperature < LEAST_TEMPERATURE:
             raise InvalidInput(
                 f"request '{request.id}': temperature {request.sampling.temperature} must be 0 (greedy) or at least "
@@ -145,7 +164,7 @@ class VllmEngine:
             # Its LoRA head takes one row a request, and here there is one a token.
             raise InvalidInput(f"vLLM scores given texts only without room for adapters; {INSTEAD}")
         for request in requests:
-            check_scoring(request, self.max_scored, self._vocabulary)
+            check_scoring(request, self.max_scored, self.vocabulary)
         return self._scores(requests)
 
     def _scores(self, requests: Sequence[Scoring]) -> Iterator[list[Scored]]:
@@ -154,22 +173,27 @@ class VllmEngine:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        for request in requests:
-            wanted = SamplingParams(
-                temperature=0,
-                max_tokens=1,
-                prompt_logprobs=request.likeliest,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            self._count += 1
-            self._scoring[str(self._count)] = request
-            self._engine.add_request(str(self._count), tokens_input(list(request.tokens)), wanted, lora_request=self._lora)
-        while self._scoring or self._scored:
-            if self._scoring:
-                self._drawn_meanwhile += self._turn()
-            found, self._scored = self._scored, []
-            yield found
+        try:
+            for request in requests:
+                wanted = SamplingParams(
+                    temperature=0,
+                    max_tokens=1,
+                    prompt_logprobs=request.likeliest,
+                    detokenize=False,
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                )
+                self._count += 1
+                key = str(self._count)
+                self._engine.add_request(key, tokens_input(list(request.tokens)), wanted, lora_request=self._lora)
+                self._scoring[key] = request
+            while self._scoring or self._scored:
+                if self._scoring:
+                    self._drawn_meanwhile += self._turn()
+                found, self._scored = self._scored, []
+                yield found
+        finally:  # who asked may have left
+            self._engine.abort_request(list(self._scoring))
+            self._scoring, self._scored = {}, []
 
     def _turn(self) -> list[Token]:
         """One step of vLLM: tokens are returned, scores are kept."""
@@ -255,6 +279,7 @@ class VllmEngine:
         if answer.finish_reason not in (None, "stop", "length"):
             raise PlumblineError(f"vLLM gave up a request: {answer.finish_reason}")
         held = self._running[output.request_id]
+        held.cached = output.num_cached_tokens or 0
         drawn = [
             held.advance(
                 (token, logprobs[token].logprob, _likeliest(logprobs, held.request.sampling.likeliest)),
@@ -306,6 +331,45 @@ def build_vllm(
         InvalidInput: vLLM is not there, is built for another device, or does not run this model or adapter as it should.
     """
     _largest_rank(adapter_config)
+    _prepare("rollout.engine", device)
+    model = load_base(reference)  # on the CPU, so that the GPU is vLLM's alone
+    as_it_lies = reference.embeddings_file() is None
+    return _proven("rollout.engine", reference, model, as_it_lies, adapter_config, slots, max_length)
+
+
+def build_served_vllm(
+    reference: ModelReference, slots: int, *, device: str, share: float = 1.0, cpu_bytes: int | None = None
+) -> VllmEngine:
+    """vLLM on a model with its adapter merged, as any other engine has it, if its log-probabilities agree with the model's own.
+
+    Args:
+        reference: the model.
+        slots: requests worked on at the same time.
+        device: see `build_vllm`.
+        share: part of the memory of a GPU that this model may take.
+        cpu_bytes: see `VllmEngine`.
+
+    Raises:
+        InvalidInput: as `build_vllm` says; or the model's adapter is virtual tokens.
+    """
+    if has_virtual_tokens(reference):
+        raise InvalidInput("serve.engine: vLLM does not know adapters of virtual tokens; set serve.engine: auto")
+    _prepare("serve.engine", device)
+    model = load_merged(reference)
+    as_it_lies = reference.embeddings_file() is None and reference.adapter_folder() is None
+    gpu_share = None
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        gpu_share = share * SERVED_SHARE * free / total
+    return _proven("serve.engine", reference, model, as_it_lies, None, slots, None, cpu_bytes=cpu_bytes, gpu_share=gpu_share)
+
+
+def _prepare(field: str, device: str) -> None:
+    """Make vLLM ready to be imported, and see that it can be used.
+
+    Raises:
+        InvalidInput: it is not there, or is built for another device.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would tell its makers about this machine
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -313,31 +377,54 @@ def build_vllm(
         from vllm.platforms import current_platform
     except ImportError as error:
         raise InvalidInput(
-            f"rollout.engine: vllm cannot be imported where rollout workers run ({one_line(error)}); pip install "
-            f"'plumbline[vllm]' there, or {INSTEAD}"
+            f"{field}: vllm cannot be imported where the engine runs ({one_line(error)}); pip install "
+            f"'plumbline[vllm]' there, or set {field}: auto"
         ) from error
     if current_platform.device_type != device:
         built_for = current_platform.device_type or "a device that is not here"
         raise InvalidInput(
-            f"rollout.engine: this vllm is built for {built_for}, and the rollout worker has a {device}; "
-            f"give each worker a GPU, or {INSTEAD}"
+            f"{field}: this vllm is built for {built_for}, and the engine has a {device}; "
+            f"give each engine a GPU, or set {field}: auto"
         )
-    model = load_base(reference)  # on the CPU, so that the GPU is vLLM's alone
+
+
+def _proven(
+    field: str,
+    reference: ModelReference,
+    model: PreTrainedModel,
+    as_it_lies: bool,
+    adapter_config: LoraConfig | None,
+    slots: int,
+    max_length: int | None,
+    **memory: Any,
+) -> VllmEngine:
+    """An engine that agrees with the model.
+
+    Args:
+        field: that asks for vLLM.
+        reference: where the model comes from.
+        model: the same; not kept.
+        as_it_lies: it is what its folder holds. Else vLLM gets a copy of it to read.
+        adapter_config, slots, max_length, memory: see `VllmEngine`.
+
+    Raises:
+        InvalidInput: vLLM does not run it as it should.
+    """
     with ExitStack() as until_loaded:
         folder = model_folder(reference)
-        if reference.embeddings_file() is not None:
+        if not as_it_lies:
             folder = Path(until_loaded.enter_context(TemporaryDirectory(prefix="plumbline-model-")))
             model.save_pretrained(folder)
         try:
             end = end_tokens(load_tokenizer(reference), model)
-            engine = VllmEngine(folder, model, adapter_config, end, slots, max_length)
+            engine = VllmEngine(folder, model, adapter_config, end, slots, max_length, **memory)
             reason = _disagreement(engine, model, adapter_config)
         except (PlumblineError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # any model may come here, and what it does not fit fails in ways of its own
             reason = f"vLLM does not run it ({type(error).__name__}: {one_line(error)})"
     if reason is not None:
-        raise InvalidInput(f"rollout.engine: {type(model).__name__}: {reason}; {INSTEAD}")
+        raise InvalidInput(f"{field}: {type(model).__name__}: {reason}; set {field}: auto")
     return engine
 
 

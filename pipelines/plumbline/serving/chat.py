@@ -40,11 +40,13 @@ class ServedModel:
         name: `model` in requests.
         reference: what to load.
         max_tokens: longest answer that a request may ask for.
+        engine: `auto` or `vllm`.
     """
 
     name: str
     reference: ModelReference
     max_tokens: int
+    engine: str = "auto"
 
     @classmethod
     def of(cls, plan: Plan, stage: str) -> ServedModel:
@@ -63,7 +65,8 @@ class ServedModel:
             raise PlumblineError(
                 f"stage '{stage}' serves the model of '{parent}', which is not there yet; run '{parent}' first"
             )
-        return cls(node.spec.model_name or plan.name, ModelReference.of(plan, artifact), node.spec.max_tokens)
+        name = node.spec.model_name or plan.name
+        return cls(name, ModelReference.of(plan, artifact), node.spec.max_tokens, node.spec.engine)
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,19 @@ def load_engine(served: ServedModel, slots: int, share: float) -> tuple[Engine, 
     Raises:
         InvalidInput: the model or its tokenizer cannot be loaded.
     """
+    if served.engine == "vllm":
+        return _load_vllm(served, slots, share)
     tokenizer = load_tokenizer(served.reference)
     model, prefix = load_for_generation(served.reference)
     return start_engine(served.name, tokenizer, model, slots, share, prefix=prefix)
+
+
+def _load_vllm(served: ServedModel, slots: int, share: float) -> tuple[Engine, EngineLimits]:
+    from plumbline.rollout.vllm import build_served_vllm
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    engine = build_served_vllm(served.reference, slots, device=device, share=share, cpu_bytes=int(share * CPU_CACHE_BYTES))
+    return engine, EngineLimits(engine.max_length, engine.max_scored, engine.vocabulary)
 
 
 def start_engine(

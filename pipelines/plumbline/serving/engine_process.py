@@ -85,6 +85,9 @@ class EngineProcess(EngineReaders):
             end = self._end()
             if not self._closed:
                 self._fail(failure or PlumblineError(f"its process {end}"))
+        except Exception as error:  # else all would wait for ever
+            self._fail(error)
+            raise
 
     def _end(self) -> str:
         code = self._process.wait()
