@@ -16,7 +16,9 @@ from plumbline.plan import Plan
 from plumbline.serving.release.record import Records
 
 PROGRAM = "plumbline.serving.endpoint"
-GRACE = 20.0  # seconds that an endpoint has to end after it was asked to
+GRACE = 60.0  # seconds that an endpoint has to end after its last answer
+ANSWER_SECONDS = 5.0
+WAKE_SECONDS = 600.0  # where there may be no replica, and asking brings one up
 POLL = 0.1
 
 REPLACEABLE = ("modelName", "maxTokens", "ungated", "release")
@@ -36,10 +38,9 @@ def read_record(path: Path) -> Record | None:
     """The record, if its process lives and is an endpoint of ours; what a dead one left behind counts as none."""
     try:
         record = json.loads(path.read_text())
-        command = Path(f"/proc/{int(record['pid'])}/cmdline").read_bytes()
+        return record if _is_endpoint(int(record["pid"])) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return record if PROGRAM.encode() in command else None
 
 
 def serves(record: Record, plan: Plan, stage: str) -> bool:
@@ -91,30 +92,35 @@ def request_path(path: Path) -> Path:
 
 
 def answers(record: Record) -> bool:
-    """Whether `/healthz` says that the model is up, in whatever version."""
+    """Whether `/healthz` says that the model is up, in whatever version. Scaled to zero, it comes up first."""
+    scaling = record["serve"].get("autoscaling")
+    patience = WAKE_SECONDS if scaling and not scaling["minReplicas"] else ANSWER_SECONDS
     try:
-        with open_local(record["url"].removesuffix("/v1") + "/healthz", timeout=5) as answer:
+        with open_local(record["url"].removesuffix("/v1") + "/healthz", timeout=patience) as answer:
             return record["model"] in {model["name"] for model in json.load(answer)["models"]}
     except (OSError, ValueError, KeyError):
         return False
 
 
 def stop(path: Path) -> bool:
-    """End the endpoint of a record, whether it answers or not; returns whether there was one."""
+    """End the endpoint of a record, whether it answers or not; returns whether there was one.
+
+    It is given the time to finish what it has begun to answer, `drainSeconds` at most.
+    """
     record = read_record(path)
     if record is None:
         return False
+    deadline = time.monotonic() + record["serve"].get("drainSeconds", 0) + GRACE
     try:
         os.kill(record["pid"], signal.SIGTERM)
-        deadline = time.monotonic() + GRACE
-        while read_record(path) is not None and _lives(record["pid"]):
+        while _is_endpoint(record["pid"]):  # its record goes before its port is free
             if time.monotonic() > deadline:
                 os.kill(record["pid"], signal.SIGKILL)
-                break
             time.sleep(POLL)
     except ProcessLookupError:
         pass  # it ended by itself meanwhile
-    path.unlink(missing_ok=True)
+    if read_record(path) is None:  # else another one has come meanwhile
+        path.unlink(missing_ok=True)
     return True
 
 
@@ -123,9 +129,9 @@ def open_local(request: str | urllib.request.Request, timeout: float) -> Any:
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout)
 
 
-def _lives(pid: int) -> bool:
+def _is_endpoint(pid: int) -> bool:
+    """Whether the process runs, and is an endpoint; one that has ended and was not waited for has no command line."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    return state != "Z"

@@ -203,7 +203,9 @@ def test_an_endpoint_drains_as_long_as_it_is_told_and_has_the_fast_proxy_unless_
     assert value["spec"]["rayClusterDeletionDelaySeconds"] == 600
     for pod in pod_specs(value):
         assert environment(pod).items() >= FAST_PROXY.items()
+        assert environment(pod)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == "600"
         assert pod["terminationGracePeriodSeconds"] > 600
+        assert "lifecycle" not in pod["containers"][0], "a preStop that ends Ray would leave nothing to drain"
     off = {"spec": {"containers": [{"name": "ray-worker", "env": [{"name": "RAY_SERVE_ENABLE_HA_PROXY", "value": "0"}]}]}}
     _, worker = pod_specs(service(stages=stages, cluster={"workers": [{"template": off}]}))
     assert environment(worker)["RAY_SERVE_ENABLE_HA_PROXY"] == "0"

@@ -1,4 +1,4 @@
-"""Replicas that come with load, die under it and go after it, behind Serve's HAProxy; and what Prometheus sees of it."""
+"""Replicas that come with load, die under it, go after it and come again, behind Serve's HAProxy; and what Prometheus sees of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
 
 from plumbline.local_endpoint import open_local
 from plumbline.serving.prometheus import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
-from support.served_process import BEGINS, FINGERPRINT, MODEL, TARGET
+from support.served_process import BEGINS, ENDLESS, FINGERPRINT, LONG, MODEL, TARGET
 
 pytestmark = pytest.mark.ray
 
@@ -52,6 +52,19 @@ class Served:
         """Replicas that have answered."""
         return {labels["replica"] for labels, _ in self.figures("requests_total")}
 
+    def running(self, model: str) -> int:
+        """Requests that a replica works on."""
+        with open_local(self.url.removesuffix("/v1") + "/healthz", timeout=PATIENCE) as answer:
+            return next(found["running"] for found in json.load(answer)["models"] if found["name"] == model)
+
+    def stop(self) -> int:
+        """Ask it to end, and wait until it has; returns its exit status."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.read()
+        return self.process.wait()
+
 
 @dataclass
 class Outcomes:
@@ -75,22 +88,24 @@ def served() -> Iterator[Served]:
     assert process.stdout is not None
     said = next((line for line in process.stdout if line.startswith(BEGINS)), None)
     assert said, "it did not come up"
+    found = Served(process, **json.loads(said))
     try:
-        yield Served(process, **json.loads(said))
+        yield found
     finally:
-        process.communicate()
+        found.stop()
 
 
 @contextmanager
-def load(served: Served) -> Iterator[Outcomes]:
+def load(served: Served, clients: int = CLIENTS, model: str = MODEL, tokens: int = 400) -> Iterator[Outcomes]:
     """Requests all the time, every third a stream. What failed is known when the block has ended."""
     found, over = Outcomes(), threading.Event()
     lock = threading.Lock()
 
     def client(number: int) -> None:
         stream = number % 3 == 0
-        chat = [{"role": "user", "content": f"Count to {number}."}]
-        body = json.dumps({"model": MODEL, "messages": chat, "max_tokens": 400, "stream": stream}).encode()
+        system = {"role": "system", "content": "You count. " * 30}  # all begin alike: caches have something to do
+        chat = [system, {"role": "user", "content": f"Count to {number}."}]
+        body = json.dumps({"model": model, "messages": chat, "max_tokens": tokens, "stream": stream}).encode()
         while not over.is_set():
             request = urllib.request.Request(f"{served.url}/chat/completions", body, {"Content-Type": "application/json"})
             try:
@@ -108,14 +123,14 @@ def load(served: Served) -> Iterator[Outcomes]:
                 with lock:
                     found.failures.append(repr(error))
 
-    clients = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
-    for one in clients:
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for one in threads:
         one.start()
     try:
         yield found
     finally:
         over.set()
-        for one in clients:
+        for one in threads:
             one.join()
 
 
@@ -130,14 +145,15 @@ def test_load_brings_up_a_second_replica_and_both_are_counted(served: Served) ->
     with load(served) as found:
         until(lambda: len(served.answering()) == 2)
         until(lambda: sum(value for _, value in served.figures("requests_running")) > 0)
+        assert [name for name in GAUGES if not served.figures(name)] == []  # they go with their replicas
     assert not found.failures + found.broken
     count = found.answers + found.streams
     until(lambda: sum(value for _, value in served.figures("requests_total")) >= count)
     labels, _ = served.figures("requests_total")[0]
     assert labels.items() >= {"model": MODEL, "version": FINGERPRINT, "route": "chat", "status": "200"}.items()
     assert sum(value for _, value in served.figures("first_token_seconds_count")) == found.streams
-    exported = {*(f"{name}_total" for name in COUNTERS), *(f"{name}_bucket" for name in HISTOGRAMS), *GAUGES}
-    assert all(served.figures(name) for name in exported)
+    exported = {*(f"{name}_total" for name in COUNTERS), *(f"{name}_bucket" for name in HISTOGRAMS)}
+    assert [name for name in exported if not served.figures(name)] == []
 
 
 @pytest.mark.parametrize("dying", [1, 2])
@@ -156,8 +172,33 @@ def test_replicas_that_die_lose_no_answer_and_their_streams_break_unmistakably(s
     assert before <= served.answering()
 
 
-def test_replicas_go_when_load_has_gone(served: Served) -> None:
-    until(lambda: len(served.replicas()) == 1)
+def test_a_replica_that_goes_ends_what_it_has_begun_and_others_take_what_comes(served: Served) -> None:
+    until(lambda: len(served.replicas()) <= 1)
+    known, coming = served.answering(), 2 - len(served.replicas())
+    with load(served, clients=TARGET - 1, model=ENDLESS, tokens=LONG // 2) as found:
+        with load(served):
+            until(lambda: len(served.answering() - known) >= coming)
+        until(lambda: len(served.replicas()) == 1)
+    assert found.failures + found.broken == []
+    assert found.streams
+    assert found.answers
+
+
+def test_none_is_left_when_nobody_asks_and_requests_then_wait_for_one(served: Served) -> None:
+    until(lambda: not served.replicas())
+    with load(served) as found:
+        until(lambda: found.streams and found.answers)
+    assert found.failures + found.broken == []
+
+
+def test_the_end_waits_for_what_is_under_way(served: Served) -> None:
+    """The last test: nothing serves any more."""
+    with load(served, clients=2, model=ENDLESS, tokens=LONG) as found:
+        until(lambda: served.running(ENDLESS) == 2)
+        over = threading.Thread(target=served.stop)
+        over.start()
+    over.join()
+    assert (found.failures, found.broken) == ([], [])
 
 
 def _name(process: psutil.Process) -> str:

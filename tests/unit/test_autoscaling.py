@@ -43,13 +43,20 @@ def test_serves_policy_reads_its_requests_and_our_tokens() -> None:
     options = config(targetTokensInFlight=1000, targetOngoingRequests=10)
     policy = options.policy.get_policy()(**options.policy.policy_kwargs)
 
-    def desired(requests: float, tokens: dict[str, dict[str, float]] | None) -> float:
-        context = SimpleNamespace(total_num_requests=requests, aggregated_metrics=tokens, config=options)
+    def desired(requests: float, tokens: dict[str, dict[str, float]] | None, running: int = 1) -> float:
+        context = SimpleNamespace(
+            total_num_requests=requests,
+            aggregated_metrics=tokens,
+            config=options,
+            current_num_replicas=running,
+            target_num_replicas=2,
+        )
         return policy(context)[0]
 
     assert desired(25, None) == 2.5
     assert desired(5, {TOKENS: {"one": 1500.0, "two": 1500.0}}) == 3
     assert desired(0, {}) == 0
+    assert desired(0, {}, running=0) == 2, "those that are loading are left to come up"
 
 
 def test_without_the_block_the_number_stays() -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from pydantic import ValidationError
 
 from plumbline.api.ray_settings import FAST_PROXY
+from plumbline.api.stages.admission import AdmissionSpec
 from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.ray_environment import SETTINGS, _fast_proxy, apply_settings, check_address
 
@@ -125,10 +127,16 @@ def test_checking_an_address_does_not_load_ray() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_proxy_that_another_takes_over_from_ends_the_longest_request_that_admission_lets_in() -> None:
+    longest = int(FAST_PROXY["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"])
+    with pytest.raises(ValidationError, match="less than or equal"):
+        AdmissionSpec(timeout_seconds=longest + 1)
+
+
 def test_the_fast_proxy_has_files_and_ports_of_its_own() -> None:
     one, other = _fast_proxy(), _fast_proxy()
     assert one.items() >= FAST_PROXY.items()
-    own = {name for name in one if "PORT" in name or one[name].startswith("/")}
+    own = {name for name in one if name.endswith("_PORT") or one[name].startswith("/")}
     assert len(own) == 7
     assert not [name for name in own if one[name] == other[name]]
     node = "f" * 56  # Ray puts a folder of the node's id between

@@ -122,16 +122,20 @@ class Decoder:
             mask = torch.zeros(width, end, dtype=self.embedding.dtype, device=self.device)
             mask.masked_fill_(self._positions[None, :end] > positions[:, None], float("-inf"))
 
+        whole = self._positions[None, :end] < (start + lengths)[:, None]
+
         # Padding on the right: plain causal attention never looks at it, and later tokens overwrite its cache.
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             self.keys[i][slots, :, start:end] = k
             self.values[i][slots, :, start:end] = v
             if start:
                 k, v = self.keys[i][slots, :, :end], self.values[i][slots, :, :end]
+            if i == len(self.layers) - 1:  # the last tokens only
+                return F.scaled_dot_product_attention(q, k, v, whole[:, None, None], enable_gqa=True)
             return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
 
-        hidden = self._forward(tokens, positions.expand(rows, -1), attend, deltas)
-        return self._logits(hidden[torch.arange(rows, device=self.device), lengths - 1], deltas)
+        hidden = self._forward(tokens, positions.expand(rows, -1), attend, deltas, lengths - 1)
+        return self._logits(hidden[:, 0], deltas)
 
     def decode(
         self, tokens: torch.Tensor, positions: torch.Tensor, width: int, deltas: Deltas | None = None
@@ -168,7 +172,16 @@ class Decoder:
         for cache in (*self.keys, *self.values):
             cache[targets, :, :length] = cache[source, :, :length]
 
-    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend, deltas: Deltas | None) -> torch.Tensor:
+    def _forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        deltas: Deltas | None,
+        last: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states [rows, width, size] of tokens [rows, width], or [rows, 1, size] of each row's `last` alone: the layers before need all
+        tokens, the last layer their keys and values."""
         rows, width = tokens.shape
         heads, kv = self.heads, self.kv_heads
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
@@ -182,7 +195,11 @@ class Decoder:
                 qk = torch.cat([self._normed(qk[:, :heads], layer.q_norm), self._normed(qk[:, heads:], layer.k_norm)], 1)
             first, second = qk.chunk(2, -1)
             qk = qk * cos + torch.cat([-second, first], -1) * sin
-            mixed = attend(i, qk[:, :heads], qk[:, heads:], v).transpose(1, 2).reshape(rows, width, -1)
+            q = qk[:, :heads]
+            if last is not None and i == len(self.layers) - 1:
+                row = torch.arange(rows, device=self.device)
+                q, x, width = q[row, :, last][:, :, None], x[row, last][:, None], 1
+            mixed = attend(i, q, qk[:, heads:], v).transpose(1, 2).reshape(rows, width, -1)
             x = x + _linear(mixed, layer.out, layer.out_bias, deltas, site + 1)
             gate, up = _linear(self._normed(x, layer.mlp_norm), layer.gate_up, None, deltas, site + 2).chunk(2, -1)
             x = x + _linear(F.silu(gate) * up, layer.down, None, deltas, site + 3)

@@ -36,6 +36,9 @@ class Policy:
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         assert context.config is not None
+        if not context.current_num_replicas:
+            # The first are on their way: a model that takes longer to load than idle replicas may stay would never come up.
+            return context.target_num_replicas, {}
         found = needed(
             context.total_num_requests,
             sum((context.aggregated_metrics or {}).get(TOKENS, {}).values()),

@@ -69,6 +69,7 @@ def serve(run_json: Path, stage: str) -> None:
         release=release,
         adapters=ServedAdapters.of(plan, stage),
         autoscaling=spec.autoscaling,
+        drain_seconds=spec.drain_seconds,
     ) as url:
         name, error = _settled(release)
         record = {

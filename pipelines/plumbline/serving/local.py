@@ -32,6 +32,8 @@ HOST = "127.0.0.1"
 FIRST_PORT = 8000
 PORTS_TO_TRY = 100
 REPLICA_CPUS = 0.5  # fits beside other work; the engine is one thread
+DRAIN_SECONDS = 10
+STOP_SECONDS = 30  # from the end of draining to that of the replicas
 START_SECONDS = 1800  # a large model on a new node: pull, load, first token
 
 
@@ -47,8 +49,11 @@ def deployment(
     release: ReleaseArguments | None = None,
     adapters: ServedAdapters | None = None,
     autoscaling: AutoscalingSpec | None = None,
+    drain_seconds: int = DRAIN_SECONDS,
 ) -> Iterator[str]:
     """Serve the models while the block runs; gives the base URL, `http://127.0.0.1:PORT/v1`.
+
+    When the block has ended, requests under way are finished before Serve ends; new ones are told that nothing is there (404).
 
     A Ray cluster has one Serve with one port. Where another application is served already, this one is put beside it,
     below a path of its own, and `port` must be left out or be that port.
@@ -63,13 +68,14 @@ def deployment(
         release: the model that a later one may take the place of.
         adapters: of the released model's base.
         autoscaling: bounds and targets of the number of replicas; None: it stays.
+        drain_seconds: that requests under way have when their replica must go, also at the end.
 
     Raises:
         InvalidInput: the port is taken, or a model cannot be loaded.
         PlumblineError: the models did not come up.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    others = _clear(application)
+    others = _clear(application, drain_seconds)
     path = f"/{application}" if others else "/"
     lock: IO[str] | None = None
     try:
@@ -88,6 +94,7 @@ def deployment(
             release=release,
             adapters=adapters,
             autoscaling=autoscaling,
+            drain_seconds=drain_seconds,
         )
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         options = HTTPOptions(host=HOST, port=chosen)
@@ -98,24 +105,27 @@ def deployment(
         _wait(application, f"{url}/healthz")
         yield f"{url}/v1"
     finally:
-        _clear(application)
+        _clear(application, drain_seconds)
         if release is not None:
             end(release)
         if lock is not None:
             lock.close()
 
 
-def _clear(application: str) -> list[str]:
-    """Remove the application, and Serve itself if nothing else is served; returns what else is."""
+def _clear(application: str, drain_seconds: int) -> list[str]:
+    """Remove the application when its requests have ended, and Serve itself if nothing else is served; returns what else is."""
     try:
         running = serve.status().applications
     except RayServeException:
         return []  # Serve is not running
+    if application in running:  # first of all, and not with the rest of Serve: that would break the proxy's connections off
+        serve.delete(application, _blocking=False)
+        deadline = time.monotonic() + drain_seconds + STOP_SECONDS
+        while application in serve.status().applications and time.monotonic() < deadline:
+            time.sleep(0.1)
     others = [name for name in running if name != application]
     if not others:
         serve.shutdown()
-    elif application in running:
-        serve.delete(application)
     return others
 
 
