@@ -6,7 +6,6 @@ import queue
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING
 
@@ -45,8 +44,7 @@ class EngineProcess(EngineReaders):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", HOST, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL
             )
-        self._connection.send((served, slots, share))
-        self.limits = self._loaded()
+        self.limits = self._loaded(served, slots, share)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         for work in (self._forward, self._listen):
             threading.Thread(target=work, name=f"engine-{served.name}", daemon=True).start()
@@ -54,10 +52,11 @@ class EngineProcess(EngineReaders):
     def _send(self, command: Command) -> None:
         self._commands.put(command)
 
-    def _loaded(self) -> EngineLimits:
+    def _loaded(self, served: ServedModel, slots: int, share: float) -> EngineLimits:
         try:
+            self._connection.send((served, slots, share))
             found: EngineLimits | Exception = self._connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             found = PlumblineError(f"the process of model '{self._name}' {self._end()} while it loaded the model")
         if isinstance(found, Exception):
             self._connection.close()
@@ -67,10 +66,15 @@ class EngineProcess(EngineReaders):
 
     def _forward(self) -> None:
         """In a thread, as a pipe that is full would hold up the event loop."""
-        with suppress(OSError):  # `_listen` learns of it
+        try:
             while (command := self._commands.get()) is not None:
                 self._connection.send(command)
             self._connection.send(None)
+        except OSError:  # `_listen` learns of it
+            pass
+        except Exception as error:  # else all would wait for ever
+            self._fail(error)
+            raise
 
     def _listen(self) -> None:
         failure: Exception | None = None
@@ -85,7 +89,7 @@ class EngineProcess(EngineReaders):
             end = self._end()
             if not self._closed:
                 self._fail(failure or PlumblineError(f"its process {end}"))
-        except Exception as error:  # else all would wait for ever
+        except Exception as error:  # as above
             self._fail(error)
             raise
 
