@@ -18,7 +18,6 @@ from plumbline.serving.release.record import Records
 PROGRAM = "plumbline.serving.endpoint"
 GRACE = 60.0  # seconds that an endpoint has to end after its last answer
 ANSWER_SECONDS = 5.0
-WAKE_SECONDS = 600.0  # where there may be no replica, and asking brings one up
 POLL = 0.1
 
 REPLACEABLE = ("modelName", "maxTokens", "ungated", "release")
@@ -92,11 +91,15 @@ def request_path(path: Path) -> Path:
 
 
 def answers(record: Record) -> bool:
-    """Whether `/healthz` says that the model is up, in whatever version. Scaled to zero, it comes up first."""
+    """Whether `/healthz` says that the model is up, in whatever version.
+
+    Where there may be no replica, asking would bring one up: that its process lives must do.
+    """
     scaling = record["serve"].get("autoscaling")
-    patience = WAKE_SECONDS if scaling and not scaling["minReplicas"] else ANSWER_SECONDS
+    if scaling and not scaling["minReplicas"]:
+        return True
     try:
-        with open_local(record["url"].removesuffix("/v1") + "/healthz", timeout=patience) as answer:
+        with open_local(record["url"].removesuffix("/v1") + "/healthz", timeout=ANSWER_SECONDS) as answer:
             return record["model"] in {model["name"] for model in json.load(answer)["models"]}
     except (OSError, ValueError, KeyError):
         return False

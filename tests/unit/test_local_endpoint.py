@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -41,35 +41,35 @@ def test_an_endpoint_has_ended_when_stop_returns_and_not_only_its_record_has_gon
     assert not local_endpoint.stop(record)
 
 
-class Late(BaseHTTPRequestHandler):
-    """Answers when the test says so."""
+class Silent(BaseHTTPRequestHandler):
+    """Answers when the test is over."""
 
-    may_answer: threading.Event
+    over: threading.Event
 
     def do_GET(self) -> None:
-        self.may_answer.wait()
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps({"models": [{"name": "ours"}]}).encode())
+        self.over.wait()
 
     def log_message(self, *_: Any) -> None:
         pass
 
 
 @pytest.mark.parametrize(("autoscaling", "found"), [(None, False), ({"minReplicas": 1}, False), ({"minReplicas": 0}, True)])
-def test_an_endpoint_without_replicas_is_given_the_time_to_bring_one_up(
+def test_an_endpoint_that_does_not_answer_serves_only_where_asking_it_would_bring_a_replica_up(
     autoscaling: dict[str, int] | None, found: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Late.may_answer = threading.Event()
+    Silent.over = threading.Event()
     monkeypatch.setattr(local_endpoint, "ANSWER_SECONDS", 0.1)
-    with HTTPServer(("127.0.0.1", 0), Late) as server:
-        thread = threading.Thread(target=server.handle_request)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        threading.Timer(0.5, Late.may_answer.set).start()
         record: Record = {
             "url": f"http://127.0.0.1:{server.server_port}/v1",
             "model": "ours",
             "serve": {"autoscaling": autoscaling},
         }
-        assert local_endpoint.answers(record) is found
-        thread.join()
+        try:
+            assert local_endpoint.answers(record) is found
+        finally:
+            Silent.over.set()
+            server.shutdown()
+            thread.join()

@@ -27,7 +27,8 @@ from plumbline.plan import make_plan
 from plumbline.serving import adapters as module
 from plumbline.serving.adapters import Adapters, Base, ServedAdapters
 from plumbline.serving.chat import ServedModel
-from plumbline.serving.engine_thread import AdapterEngine, EngineThread
+from plumbline.serving.engine_process import EngineProcess
+from plumbline.serving.engine_thread import AdapterEngine
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models
 from plumbline.serving.openai_schema import ChatCompletionRequest
@@ -132,7 +133,7 @@ def test_each_adapter_answers_as_merged_alone_in_one_batch(
         names = ["fr", "base", "de", "it", "fr", "dora"] * 3
         assert await asyncio.gather(*map(client.ask, names)) == [expected[name] for name in names]
         kinds = {model.served.name: type(model.engine) for model in client.adapters.loaded()}
-        assert kinds == {"fr": AdapterEngine, "de": AdapterEngine, "it": AdapterEngine, "dora": EngineThread}
+        assert kinds == {"fr": AdapterEngine, "de": AdapterEngine, "it": AdapterEngine, "dora": EngineProcess}
         assert all(model.engine.running == model.engine.tokens_in_flight == 0 for model in client.models.loaded())
 
     over(base, described(workspace), test)
@@ -379,7 +380,7 @@ def test_an_adapter_cannot_have_the_name_of_the_served_model(workspace: Workspac
 
 def test_a_released_model_shares_the_base_where_it_can(base: Base, workspace: Workspace, tmp_path: Path) -> None:
     models = {served.name: served for served in described(workspace).models}
-    for name, kind, size in (("fr", AdapterEngine, True), ("dora", EngineThread, True)):
+    for name, kind, size in (("fr", AdapterEngine, True), ("dora", EngineProcess, True)):
         model, taken = base.load(models[name])
         assert isinstance(model.engine, kind)
         assert bool(taken) is size
@@ -389,7 +390,7 @@ def test_a_released_model_shares_the_base_where_it_can(base: Base, workspace: Wo
     assert taken == 0
     scaled = adapter_artifact(Workspace(str(tmp_path)), "e" * 20, 1, config=ia3())
     model, taken = base.load(ServedModel("ia3", scaled, 8))
-    assert isinstance(model.engine, EngineThread)
+    assert isinstance(model.engine, EngineProcess)
     assert taken == base.bytes
     model.engine.close()
 

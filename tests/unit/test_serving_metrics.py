@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from plumbline.serving.chat import ChatModel, ServedModel
 from plumbline.serving.http import create_app
 from plumbline.serving.metrics import CLIENT_GONE, Observed, Observing
 from plumbline.serving.models import Models
+from support.served import ENDLESS, endless_model
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "abc"}], "temperature": 0, "max_tokens": 6}
 TEXT = {"model": "tiny", "prompt": "abc", "temperature": 0, "max_tokens": 6}
@@ -166,13 +168,14 @@ def test_what_was_in_the_cache_is_told_in_the_usage_and_to_observers(client: Tes
     assert several["prompt_tokens_details"]["cached_tokens"] <= several["prompt_tokens"]
 
 
-def test_what_waits_is_told_from_what_is_worked_on(model: ChatModel) -> None:
+def test_what_waits_is_told_from_what_is_worked_on(tmp_path: Path) -> None:
     """More requests than slots: those are the batch, the rest waits."""
+    slots = 2
+    model = ChatModel.load(ServedModel("endless", endless_model(tmp_path / "endless"), ENDLESS), slots)
     engine = model.engine
-    slots = engine._engine._slots  # type: ignore[union-attr]
 
     async def run() -> None:
-        requests = [Request(f"w{i}", (7, i), Sampling(temperature=0, max_tokens=1000)) for i in range(slots + 3)]
+        requests = [Request(f"w{i}", (7, i), Sampling(max_tokens=ENDLESS)) for i in range(slots + 3)]
         answers = [engine.tokens(request, stream=True) for request in requests]
         firsts = [asyncio.create_task(anext(answer)) for answer in answers]
         await asyncio.wait(firsts[:slots])
@@ -184,3 +187,4 @@ def test_what_waits_is_told_from_what_is_worked_on(model: ChatModel) -> None:
             await answer.aclose()
 
     asyncio.run(run())
+    engine.close()

@@ -184,12 +184,12 @@ def test_what_was_in_the_cache_is_told(client: TestClient) -> None:
 
 
 def test_who_leaves_is_forgotten(models: dict[str, ChatModel]) -> None:
-    """More leave than there are slots, and one that stays is answered: their slots were left."""
+    """More leave than there are slots, and one that stays is answered."""
     engine = models["plain-vllm"].engine
 
     async def run() -> int:
         for number in range(8):
-            request = Request(f"l{number}", (7, 8), Sampling(max_tokens=1900, seed=number))
+            request = Request("one id", (7, 8), Sampling(max_tokens=1900, seed=number))  # refused while it is not done
             async with aclosing(engine.tokens(request, stream=True)) as tokens:
                 assert await anext(tokens)
         assert engine.running == 0

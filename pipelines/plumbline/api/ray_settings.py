@@ -29,7 +29,8 @@ FAST_PROXY: dict[str, str] = {
     # Bytes of a request that can be sent again; for each connection, twice.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
     # Whenever replicas come or go, a new HAProxy takes over, and the old one ends what it has begun: for as long as a request may last
-    # (`admission.timeoutSeconds`, a day at most), and not for Serve's 120 s. A port is free again when Serve would have it, all the same.
+    # (`admission.timeoutSeconds`, a day at most), and not for Serve's 120 s. Ports of replicas that went are free again after Serve's own
+    # 150 s, and not after a day: an old HAProxy could send a request there again only if it is older than that and its own replica died.
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "86400",
     "RAY_SERVE_PORT_QUARANTINE_S": "150",
 }

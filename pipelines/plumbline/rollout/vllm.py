@@ -148,7 +148,12 @@ class VllmEngine:
                 f"request '{request.id}': temperature {request.sampling.temperature} must be 0 (greedy) or at least "
                 f"{LEAST_TEMPERATURE} with vLLM"
             )
-        self._add(Running(request))
+        from vllm.exceptions import VLLMValidationError
+
+        try:
+            self._add(Running(request))
+        except VLLMValidationError as error:  # more than we know of
+            raise InvalidInput(f"request '{request.id}': vLLM refuses it: {one_line(error)}") from error
 
     def cancel(self, request_id: str) -> None:
         for key in [key for key, held in self._running.items() if held.request.id == request_id]:
@@ -346,7 +351,7 @@ def build_served_vllm(
         reference: the model.
         slots: requests worked on at the same time.
         device: see `build_vllm`.
-        share: part of the memory of a GPU that this model may take.
+        share: part of the memory of a GPU that keys and values may take.
         cpu_bytes: see `VllmEngine`.
 
     Raises:
@@ -360,7 +365,8 @@ def build_served_vllm(
     gpu_share = None
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()
-        gpu_share = share * SERVED_SHARE * free / total
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        gpu_share = (weights + share * max(SERVED_SHARE * free - weights, 0)) / total
     return _proven("serve.engine", reference, model, as_it_lies, None, slots, None, cpu_bytes=cpu_bytes, gpu_share=gpu_share)
 
 

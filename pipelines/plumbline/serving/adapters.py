@@ -151,7 +151,7 @@ class Base:
         adapter = self._beside(served.reference, tokenizer)
         if isinstance(adapter, str):
             log.warning("model '%s' gets an engine of its own: %s", served.name, adapter)
-            return ChatModel.load(served, self._slots, share), self.bytes
+            return ChatModel.load(served, self._slots, share, apart=True), self.bytes
         return self._view(served, adapter, tokenizer), adapter.bytes if adapter is not None else 0
 
     def check(self, reference: ModelReference) -> None:

@@ -69,7 +69,7 @@ TELL_SECONDS = 10.0
 
 @serve.ingress()
 class ModelServer:
-    """A replica: all models, each with its own engine thread, behind one web application."""
+    """A replica: all models, each with its own engine, behind one web application."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,

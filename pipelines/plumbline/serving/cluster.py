@@ -25,7 +25,7 @@ from plumbline.serving.chat import ServedModel
 from plumbline.serving.release.controller import ReleaseArguments
 from plumbline.serving.release.record import Records
 
-REPLICA_CPUS = 1.0  # the engine is one thread
+REPLICA_CPUS = 1.0  # the engine; what stands before it takes a fifth of another
 MOUNT_SECONDS = 180.0  # kubelet brings a new key of a ConfigMap into a running Pod within a minute or two
 
 

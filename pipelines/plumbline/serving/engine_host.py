@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
 import signal
 import sys
+import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
@@ -32,11 +35,20 @@ class _Inbox:
         return not self._connection.poll()
 
 
+def _follow(number: int) -> None:
+    """In a thread: end with the other end of the pipe, in the middle of whatever it is, so that the next one finds the memory free."""
+    pipe = select.poll()
+    pipe.register(number, select.POLLRDHUP)
+    pipe.poll()
+    os._exit(1)
+
+
 def main() -> None:
     """Load what is asked for, tell what came of it, and run until the pipe ends. What fails is told, and logged."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the other end finishes what is under way, and then ends this one
     connection = Connection(int(sys.argv[1]))
+    threading.Thread(target=_follow, args=[connection.fileno()], daemon=True).start()
     try:
         engine, limits = load_engine(*connection.recv())
         connection.send(limits)

@@ -59,7 +59,7 @@ class EngineProcess(EngineReaders):
         except (EOFError, OSError):
             found = PlumblineError(f"the process of model '{self._name}' {self._end()} while it loaded the model")
         if isinstance(found, Exception):
-            self._connection.close()
+            self._connection.close()  # with which it ends
             self._process.wait()
             raise found
         return found
@@ -77,18 +77,17 @@ class EngineProcess(EngineReaders):
             raise
 
     def _listen(self) -> None:
-        failure: Exception | None = None
         try:
             while True:
                 news = self._connection.recv()
                 if isinstance(news, Exception):
-                    failure = news
+                    self._fail(news)
                 else:
                     self._tell(news)
         except (EOFError, OSError):
             end = self._end()
-            if not self._closed:
-                self._fail(failure or PlumblineError(f"its process {end}"))
+            if not self._closed and self.failure is None:
+                self._fail(PlumblineError(f"its process {end}"))
         except Exception as error:  # as above
             self._fail(error)
             raise

@@ -46,7 +46,7 @@ class _Batch:
 
 
 class EngineReaders(ABC):
-    """The near side of an engine. All methods belong to one event loop, but those with an underscore that say otherwise.
+    """The near side of an engine. All methods belong to one event loop, but those that say otherwise.
 
     Args:
         name: of the model, for messages.
@@ -69,7 +69,8 @@ class EngineReaders(ABC):
     @property
     def running(self) -> int:
         """Requests for an answer, and texts to score, that are queued or worked on."""
-        return len(self._listeners) + len(self._batches)
+        texts = sum(text not in batch.found for text, batch in list(self._batches.items()))
+        return texts + len(self._listeners)
 
     @property
     def waiting(self) -> int:
@@ -96,21 +97,22 @@ class EngineReaders(ABC):
             InvalidInput: the engine refuses the request.
             PlumblineError: the engine has failed.
         """
+        self._loop = asyncio.get_running_loop()  # before the check: whoever fails from now on wakes us
         self.check()
-        self._loop = asyncio.get_running_loop()
         listener = self._listeners[request.id] = _Listener(len(request.prompt))
         self._send(request)
         finished = False
         try:
             while not finished:
                 await (listener.some if stream else listener.done).wait()
-                self.check()
                 if listener.refusal is not None:
                     finished = True
                     raise listener.refusal
                 ready, listener.tokens = listener.tokens, []
                 listener.some.clear()
-                finished = ready[-1].finish_reason is not None
+                finished = bool(ready) and ready[-1].finish_reason is not None
+                if not finished:
+                    self.check()
                 yield ready
                 if not finished:
                     with suppress(TimeoutError):
@@ -127,8 +129,8 @@ class EngineReaders(ABC):
             InvalidInput: the engine refuses a text.
             PlumblineError: the engine has failed.
         """
-        self.check()
         self._loop = asyncio.get_running_loop()
+        self.check()
         batch, reader = _Batch(requests), next(self._numbers)
         self._batches |= dict.fromkeys(batch.requests, batch)
         self._scored_for[reader] = batch

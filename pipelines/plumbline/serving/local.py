@@ -31,7 +31,7 @@ from plumbline.serving.release.controller import ReleaseArguments, end
 HOST = "127.0.0.1"
 FIRST_PORT = 8000
 PORTS_TO_TRY = 100
-REPLICA_CPUS = 0.5  # fits beside other work; the engine is one thread
+REPLICA_CPUS = 0.5  # fits beside other work
 DRAIN_SECONDS = 10
 STOP_SECONDS = 30  # from the end of draining to that of the replicas
 START_SECONDS = 1800  # a large model on a new node: pull, load, first token
@@ -121,8 +121,9 @@ def _clear(application: str, drain_seconds: int) -> list[str]:
     if application in running:  # first of all, and not with the rest of Serve: that would break the proxy's connections off
         serve.delete(application, _blocking=False)
         deadline = time.monotonic() + drain_seconds + STOP_SECONDS
-        while application in serve.status().applications and time.monotonic() < deadline:
+        while application in running and time.monotonic() < deadline:
             time.sleep(0.1)
+            running = serve.status().applications  # others may have come or gone meanwhile
     others = [name for name in running if name != application]
     if not others:
         serve.shutdown()

@@ -185,7 +185,7 @@ class Release:
         if self._candidate is None or self._beside is None or self._beside.engine.failure is None:
             return
         self._failed[self._candidate.fingerprint] = f"its engine failed: {self._beside.engine.failure}"[:500]
-        self._models.take(_name_beside(self._candidate))
+        self._models.take(_name_beside(self._candidate)).engine.close()
         self._candidate = self._beside = None
 
     async def _obey(self, state: State) -> None:
