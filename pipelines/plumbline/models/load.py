@@ -256,6 +256,14 @@ def stands_on(reference: ModelReference) -> tuple[Any, ...]:
     return reference.base, reference.revision, reference.inherited(), embeddings and embeddings["sha256"]
 
 
+def cache_bytes_per_token(model: PreTrainedModel) -> int:
+    """Bytes of keys and values for one position of one sequence."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize)
+
+
 def end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[int]:
     """Tokens that end an answer, in rollouts as in serving: the tokenizer's, and those of the generation settings."""
     configured = model.generation_config.eos_token_id if model.generation_config else None

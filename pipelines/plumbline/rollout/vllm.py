@@ -26,7 +26,15 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from plumbline.errors import InvalidInput, PlumblineError, one_line
-from plumbline.models.load import end_tokens, has_virtual_tokens, load_base, load_merged, load_tokenizer, model_folder
+from plumbline.models.load import (
+    cache_bytes_per_token,
+    end_tokens,
+    has_virtual_tokens,
+    load_base,
+    load_merged,
+    load_tokenizer,
+    model_folder,
+)
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import linear_weights
@@ -471,11 +479,7 @@ def _seed(seed: int, drawn: int) -> int:
 
 def _cache_bytes(model: PreTrainedModel, slots: int, max_length: int) -> int:
     """Keys and values for full slots."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    tokens = slots * (math.ceil(max_length / PAGE_TOKENS) + 1) * PAGE_TOKENS
-    return int(2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * tokens)
+    return cache_bytes_per_token(model) * slots * (math.ceil(max_length / PAGE_TOKENS) + 1) * PAGE_TOKENS
 
 
 def _disagreement(engine: VllmEngine, model: PreTrainedModel, adapter_config: LoraConfig | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from plumbline.rollout.engine import Request, Token
 from plumbline.serving.chat import ChatModel, Piece
-from plumbline.serving.completions import finite
+from plumbline.serving.completions import finite, usage
 from plumbline.serving.merging import gathered, merged
 from plumbline.serving.openai_schema import (
     AnsweredCall,
@@ -27,7 +27,6 @@ from plumbline.serving.openai_schema import (
     FinishReason,
     TokenLogprob,
     TopLogprob,
-    Usage,
 )
 from plumbline.serving.text import REPLACEMENT
 from plumbline.serving.tool_calls import Call, ToolCallReader
@@ -53,7 +52,7 @@ async def complete(model: ChatModel, body: ChatCompletionRequest, requests: list
     return ChatCompletion(
         **head(model, requests[0]),
         choices=[choice for choice, _ in answers],
-        usage=_usage(requests, [piece for _, piece in answers]),
+        usage=usage([len(requests[0].prompt)], [piece for _, piece in answers]),
     )
 
 
@@ -86,13 +85,7 @@ async def stream(
                 logprobs = None
             if piece.finish_reason:
                 yield chunk(index, Delta(), finish_reason=_reason(readers[index], piece))
-    yield ChatCompletionChunk(**shared, choices=[], usage=_usage(requests, latest))
-
-
-def _usage(requests: list[Request], pieces: list[Piece]) -> Usage:
-    """Of all answers to a prompt, which is read once: those that came later found it in the cache."""
-    drawn = sum(piece.completion_tokens for piece in pieces)
-    return Usage.of(len(requests[0].prompt), drawn, min(piece.cached_tokens for piece in pieces))
+    yield ChatCompletionChunk(**shared, choices=[], usage=usage([len(requests[0].prompt)], latest))
 
 
 def _reader(body: ChatCompletionRequest) -> ToolCallReader | None:

@@ -176,7 +176,7 @@ async def complete(model: ChatModel, body: CompletionRequest, prompts: list[Prom
             choice.text = prompt.text + piece.text
             choice.logprobs = _joined(_echoed(model.names, body, prompt, scores[index // body.n]), choice.logprobs)
         choices.append(choice)
-    return TextCompletion(**head(model), choices=choices, usage=_usage(prompts, pieces))
+    return TextCompletion(**head(model), choices=choices, usage=usage([len(prompt.tokens) for prompt in prompts], pieces))
 
 
 async def stream(model: ChatModel, body: CompletionRequest, prompts: list[Prompt]) -> AsyncGenerator[TextCompletion, None]:
@@ -208,7 +208,7 @@ async def stream(model: ChatModel, body: CompletionRequest, prompts: list[Prompt
             choice.logprobs = _drawn(model.names, body, piece.drawn, ends[index])
             ends[index] += len(model.names.text([token.token for token in piece.drawn]))
             yield TextCompletion(**shared, choices=[choice])
-    yield TextCompletion(**shared, choices=[], usage=_usage(prompts, latest))
+    yield TextCompletion(**shared, choices=[], usage=usage([len(prompt.tokens) for prompt in prompts], latest))
 
 
 def head(model: ChatModel) -> dict[str, Any]:
@@ -221,12 +221,11 @@ def head(model: ChatModel) -> dict[str, Any]:
     }
 
 
-def _usage(prompts: Sequence[Prompt], pieces: Sequence[Piece]) -> Usage:
-    """Of `n` answers to each prompt, which is read once: those that came later found it in the cache."""
+def usage(prompts: Sequence[int], pieces: Sequence[Piece]) -> Usage:
+    """Of prompts of so many tokens and the latest pieces of `n` answers to each, which is read once: those that came later found it in the cache."""
     n = len(pieces) // len(prompts)
     cached = (min(piece.cached_tokens for piece in pieces[i * n : (i + 1) * n]) for i in range(len(prompts)))
-    drawn = sum(piece.completion_tokens for piece in pieces)
-    return Usage.of(sum(len(prompt.tokens) for prompt in prompts), drawn, sum(cached))
+    return Usage.of(sum(prompts), sum(piece.completion_tokens for piece in pieces), sum(cached))
 
 
 def _requests(body: CompletionRequest, prompts: Sequence[Prompt]) -> list[Request]:

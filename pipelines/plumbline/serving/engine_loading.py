@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from plumbline.errors import PlumblineError
-from plumbline.models.load import end_tokens, load_for_generation, load_tokenizer
+from plumbline.models.load import cache_bytes_per_token, end_tokens, load_for_generation, load_tokenizer
 from plumbline.models.virtual_tokens import Prefix
 from plumbline.rollout.decoder import linear_weights
 from plumbline.rollout.engine import Engine, Request, Sampling, build_engine, generate
@@ -101,14 +101,6 @@ def start_engine(
     engine = build_engine(model, None, end_tokens(tokenizer, model), slots, max_length=max_length, prefix=prefix)
     generate(engine, [Request("first", (int(tokenizer.eos_token_id),), Sampling(max_tokens=1))])
     return engine, EngineLimits(max_length, engine.max_scored, model.get_input_embeddings().weight.shape[0])
-
-
-def cache_bytes_per_token(model: PreTrainedModel) -> int:
-    """Bytes of keys and values for one position of one sequence."""
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize)
 
 
 def adapter_bytes(model: PreTrainedModel, rank: int) -> int:

@@ -20,8 +20,7 @@ class _Listener:
     """Where a request's tokens wait for its reader."""
 
     def __init__(self, prompt: int) -> None:
-        self.held = prompt  # tokens, and those drawn since
-        self.begun = False
+        self.prompt, self.drawn = prompt, 0  # tokens
         self.tokens: list[Token] = []
         self.refusal: Exception | None = None
         self.some = asyncio.Event()
@@ -80,13 +79,13 @@ class EngineReaders(ABC):
     def waits(self, request_id: str) -> bool:
         """Whether nothing of it is drawn or scored yet."""
         listener, batch = self._listeners.get(request_id), self._batches.get(request_id)
-        return not listener.begun if listener else batch is not None and request_id not in batch.found
+        return not listener.drawn if listener else batch is not None and request_id not in batch.found
 
     @property
     def tokens_in_flight(self) -> int:
         """Tokens of all those: their prompts, and what was drawn of their answers."""
         scored = sum(len(batch.requests[text].tokens) for text, batch in list(self._batches.items()))
-        return scored + sum(listener.held for listener in list(self._listeners.values()))
+        return scored + sum(listener.prompt + listener.drawn for listener in list(self._listeners.values()))
 
     async def tokens(self, request: Request, *, stream: bool) -> AsyncGenerator[list[Token], None]:
         """The request's tokens as they come, or, without `stream`, all at once.
@@ -195,8 +194,7 @@ class EngineReaders(ABC):
             if listener is None:  # its reader has left; the engine is told
                 continue
             listener.tokens.append(token)
-            listener.held += 1
-            listener.begun = True
+            listener.drawn += 1
             listener.some.set()
             if token.finish_reason is not None:
                 listener.done.set()
