@@ -24,7 +24,8 @@ from plumbline.models.load import load_base
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import NO_ADAPTER, Completion, Request, Sampling, Scoring, Token, generate
 from plumbline.rollout.sampling import nucleus
-from plumbline.rollout.vllm import PAGE_TOKENS, VllmEngine, _adapted, _disagreement, _seed, build_served_vllm, build_vllm
+from plumbline.rollout.vllm import PAGE_TOKENS, VllmEngine, _seed
+from plumbline.rollout.vllm_loading import _adapted, _disagreement, build_served_vllm, build_vllm
 from support.engines import CONTEXT, EOS, VOCABULARY, drawn_with_pauses, make_prompts, random_model, requests_for
 
 SHAPE: dict[str, Any] = {

@@ -154,7 +154,7 @@ class RolloutActor:
 
     def _built(self, adapter: LoraConfig) -> Engine:
         if self._kind == "vllm":
-            from plumbline.rollout.vllm import build_vllm
+            from plumbline.rollout.vllm_loading import build_vllm
 
             return build_vllm(self._reference, adapter, self._slots, max_length=self._max_length, device=_device())
         model = load_base(self._reference).to(_device())

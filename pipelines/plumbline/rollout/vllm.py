@@ -7,39 +7,27 @@ vLLM seeds all random streams, takes `torch.set_num_threads` away, and an engine
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from plumbline.errors import InvalidInput, PlumblineError, one_line
 from plumbline.models.load import (
     cache_bytes_per_token,
-    end_tokens,
-    has_virtual_tokens,
-    load_base,
-    load_merged,
-    load_tokenizer,
-    model_folder,
 )
-from plumbline.models.reference import ModelReference
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import linear_weights
 from plumbline.rollout.engine import NO_ADAPTER, Likely, Request, Scored, Scoring, Token
-from plumbline.rollout.probe import disagreement
 from plumbline.rollout.sampling import Running, check_request
 from plumbline.rollout.scoring import check_scoring
 
@@ -54,7 +42,6 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM makes room; an 
 LEAST_TEMPERATURE = 0.01  # below it vLLM samples at this one
 READ_TOKENS = 8192  # in one step; longer prompts take several
 READ_TOKENS_SCORED = 2048  # where texts are scored: each token then has logits for the whole vocabulary
-SERVED_SHARE = 0.8  # of the free memory of a GPU; scoring takes some beside what vLLM counts on
 MOST_LIKELIEST = 20  # of one request
 PAGE_TOKENS = 128  # the largest page of cache
 INSTEAD = "set rollout.engine: auto"
@@ -93,7 +80,7 @@ class VllmEngine:
         cpu_bytes: int | None = None,
         gpu_share: float | None = None,
     ) -> None:
-        rank = _largest_rank(adapter_config)
+        rank = largest_rank(adapter_config)
         self.adapter_version = NO_ADAPTER
         self.vocabulary = _vocabulary(model)
         self._eos = frozenset(eos_token_ids)
@@ -328,126 +315,12 @@ def _scored(request: Scoring, output: RequestOutput) -> Scored:
     )
 
 
-def build_vllm(
-    reference: ModelReference, adapter_config: LoraConfig | None, slots: int, *, max_length: int, device: str
-) -> VllmEngine:
-    """vLLM on a model's base, if its log-probabilities agree with the model's own: with an adapter, where there will be any.
-
-    Args:
-        reference: the model.
-        adapter_config: configuration of the adapters to come; None if there will be none.
-        slots: requests worked on at the same time.
-        max_length: longest prompt and answer together, in tokens.
-        device: `cpu` or `cuda`, what the caller may use.
-
-    Raises:
-        InvalidInput: vLLM is not there, is built for another device, or does not run this model or adapter as it should.
-    """
-    _largest_rank(adapter_config)
-    _prepare("rollout.engine", device)
-    model = load_base(reference)  # on the CPU, so that the GPU is vLLM's alone
-    as_it_lies = reference.embeddings_file() is None
-    return _proven("rollout.engine", reference, model, as_it_lies, adapter_config, slots, max_length)
-
-
-def build_served_vllm(
-    reference: ModelReference, slots: int, *, device: str, share: float = 1.0, cpu_bytes: int | None = None
-) -> VllmEngine:
-    """vLLM on a model with its adapter merged, as any other engine has it, if its log-probabilities agree with the model's own.
-
-    Args:
-        reference: the model.
-        slots: requests worked on at the same time.
-        device: see `build_vllm`.
-        share: part of the memory of a GPU that keys and values may take.
-        cpu_bytes: see `VllmEngine`.
-
-    Raises:
-        InvalidInput: as `build_vllm` says; or the model's adapter is virtual tokens.
-    """
-    if has_virtual_tokens(reference):
-        raise InvalidInput("serve.engine: vLLM does not know adapters of virtual tokens; set serve.engine: auto")
-    _prepare("serve.engine", device)
-    model = load_merged(reference)
-    as_it_lies = reference.embeddings_file() is None and reference.adapter_folder() is None
-    gpu_share = None
-    if device == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        weights = sum(parameter.nbytes for parameter in model.parameters())
-        gpu_share = (weights + share * max(SERVED_SHARE * free - weights, 0)) / total
-    return _proven("serve.engine", reference, model, as_it_lies, None, slots, None, cpu_bytes=cpu_bytes, gpu_share=gpu_share)
-
-
-def _prepare(field: str, device: str) -> None:
-    """Make vLLM ready to be imported, and see that it can be used.
-
-    Raises:
-        InvalidInput: it is not there, or is built for another device.
-    """
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would tell its makers about this machine
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    try:
-        from vllm.platforms import current_platform
-    except ImportError as error:
-        raise InvalidInput(
-            f"{field}: vllm cannot be imported where the engine runs ({one_line(error)}); pip install "
-            f"'plumbline[vllm]' there, or set {field}: auto"
-        ) from error
-    if current_platform.device_type != device:
-        built_for = current_platform.device_type or "a device that is not here"
-        raise InvalidInput(
-            f"{field}: this vllm is built for {built_for}, and the engine has a {device}; "
-            f"give each engine a GPU, or set {field}: auto"
-        )
-
-
-def _proven(
-    field: str,
-    reference: ModelReference,
-    model: PreTrainedModel,
-    as_it_lies: bool,
-    adapter_config: LoraConfig | None,
-    slots: int,
-    max_length: int | None,
-    **memory: Any,
-) -> VllmEngine:
-    """An engine that agrees with the model.
-
-    Args:
-        field: that asks for vLLM.
-        reference: where the model comes from.
-        model: the same; not kept.
-        as_it_lies: it is what its folder holds. Else vLLM gets a copy of it to read.
-        adapter_config, slots, max_length, memory: see `VllmEngine`.
-
-    Raises:
-        InvalidInput: vLLM does not run it as it should.
-    """
-    with ExitStack() as until_loaded:
-        folder = model_folder(reference)
-        if not as_it_lies:
-            folder = Path(until_loaded.enter_context(TemporaryDirectory(prefix="plumbline-model-")))
-            model.save_pretrained(folder)
-        try:
-            end = end_tokens(load_tokenizer(reference), model)
-            engine = VllmEngine(folder, model, adapter_config, end, slots, max_length, **memory)
-            reason = _disagreement(engine, model, adapter_config)
-        except (PlumblineError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # any model may come here, and what it does not fit fails in ways of its own
-            reason = f"vLLM does not run it ({type(error).__name__}: {one_line(error)})"
-    if reason is not None:
-        raise InvalidInput(f"{field}: {type(model).__name__}: {reason}; set {field}: auto")
-    return engine
-
-
 def _vocabulary(model: PreTrainedModel) -> int:
     embedding: Any = model.get_input_embeddings()
     return len(embedding.weight)
 
 
-def _largest_rank(config: LoraConfig | None) -> int:
+def largest_rank(config: LoraConfig | None) -> int:
     """How much room vLLM is to make, 0 for none.
 
     Raises:
@@ -480,37 +353,3 @@ def _seed(seed: int, drawn: int) -> int:
 def _cache_bytes(model: PreTrainedModel, slots: int, max_length: int) -> int:
     """Keys and values for full slots."""
     return cache_bytes_per_token(model) * slots * (math.ceil(max_length / PAGE_TOKENS) + 1) * PAGE_TOKENS
-
-
-def _disagreement(engine: VllmEngine, model: PreTrainedModel, adapter_config: LoraConfig | None) -> str | None:
-    """Compare answers to prompts of several lengths, drawn together, with the model's own log-probabilities of them.
-
-    Args:
-        engine: idle; it has the bare base afterwards.
-        model: the base, which has an adapter afterwards.
-        adapter_config: configuration of the adapters to come.
-    """
-    scored: Any = model
-    if adapter_config is not None:
-        scored, tensors = _adapted(model, adapter_config)
-        engine.load_adapter(tensors, 0)
-    reason = disagreement(engine, scored, "vLLM")
-    if adapter_config is not None:
-        engine.load_adapter({}, NO_ADAPTER)
-    return reason
-
-
-@torch.no_grad()
-def _adapted(model: PreTrainedModel, config: LoraConfig) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The model with a random adapter that changes each weight by a fifth of its length, and that adapter's tensors."""
-    config = copy.deepcopy(config)
-    config.init_lora_weights = False
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        adapted = get_peft_model(model, config).eval()
-    for module in adapted.modules():
-        if isinstance(module, LoraLayer):
-            layer: Any = module
-            change = layer.get_delta_weight("default").norm()
-            layer.lora_B["default"].weight *= 0.2 * layer.get_base_layer().weight.norm() / change
-    return adapted, get_peft_model_state_dict(adapted, save_embedding_layers=False)

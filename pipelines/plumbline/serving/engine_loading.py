@@ -60,7 +60,7 @@ def load_engine(served: ServedModel, slots: int, share: float) -> tuple[Engine, 
 
 
 def _load_vllm(served: ServedModel, slots: int, share: float) -> tuple[Engine, EngineLimits]:
-    from plumbline.rollout.vllm import build_served_vllm
+    from plumbline.rollout.vllm_loading import build_served_vllm
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     engine = build_served_vllm(served.reference, slots, device=device, share=share, cpu_bytes=int(share * CPU_CACHE_BYTES))
