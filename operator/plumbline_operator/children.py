@@ -20,6 +20,7 @@ Object = dict[str, Any]
 Build = Callable[[Desired, Meta, RunSpec, StagePods], list[Object]]
 HASH = "plumbline.dev/hash"
 """Annotation: hash of the object as it was built, to see without a request that there is nothing to apply."""
+TRIES = 3  # to create, where what had the name is gone when asked for
 VERIFIED = 600.0  # seconds that an applied object that is not watched counts as untouched
 
 
@@ -120,14 +121,10 @@ class Children:
 
     async def _launch(self, run: Meta, value: Object) -> None:
         """Create what is never changed later. What is there already under its name, and ours, is what an earlier try made."""
-        made = await self._create(value)
-        if made is None:
-            made = await self._owned(run, value)
-            if made is None:
-                raise ApiError(409, "Conflict", f"{_named(value)} was there and is gone: try again")
-            if not _is_labelled(made, value):
-                body = {"metadata": {"labels": value["metadata"]["labels"]}}
-                made = await self._cluster.merge(value["kind"], run.namespace, value["metadata"]["name"], body)
+        made = await self._made(run, value)
+        if not _is_labelled(made, value):
+            body = {"metadata": {"labels": value["metadata"]["labels"]}}
+            made = await self._cluster.merge(value["kind"], run.namespace, value["metadata"]["name"], body)
         self._cache.put(project(made))
 
     async def _ensure(self, run: Meta, value: Object, known: bool) -> bool:
@@ -139,11 +136,7 @@ class Children:
             return False
         live = await self._owned(run, value) if known else None
         if live is None:
-            live = await self._create(value)
-            if live is None:
-                live = await self._owned(run, value)
-            if live is None:
-                raise ApiError(409, "Conflict", f"{_named(value)} was there and is gone: try again")
+            live = await self._made(run, value)
         same = (live["metadata"].get("annotations") or {}).get(HASH) == digest and _is_labelled(live, value)
         if not same or (kind not in KINDS.values() and not _covers(live, value)):
             await self._cluster.hand_over(live)
@@ -160,6 +153,18 @@ class Children:
             ours = view is not None and view.meta.owner == run.uid and view.meta.deleted is None
             return view is not None and ours and view.meta.annotations.get(HASH) == digest
         return then == digest and time.monotonic() < when + VERIFIED
+
+    async def _made(self, run: Meta, value: Object) -> Object:
+        """The object, created now or by an earlier try.
+
+        Raises:
+            Trouble: there is one of that name which is not the run's.
+        """
+        for _ in range(TRIES):  # what an earlier run left may go between the two requests
+            live = await self._create(value) or await self._owned(run, value)
+            if live is not None:
+                return live
+        raise ApiError(409, "Conflict", f"{_named(value)} comes and goes: something else creates and deletes it")
 
     async def _create(self, value: Object) -> Object | None:
         """The created object; None where something of that name exists."""

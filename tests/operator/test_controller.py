@@ -17,6 +17,7 @@ from plumbline_operator import names
 from plumbline_operator.audit import Audit
 from plumbline_operator.builders import build as real_build
 from plumbline_operator.cache import Cache
+from plumbline_operator.children import child
 from plumbline_operator.cluster import ApiError, Cluster
 from plumbline_operator.controller import Controller, significant
 from plumbline_operator.desired import Access, Desired, Endpoint, PlanJob, Reference, StageJob
@@ -213,6 +214,28 @@ def test_a_run_of_a_used_name_waits_for_what_the_first_one_left(in_world: InWorl
         fault = world.seen[-1].faults["Job", JOB]
         assert fault.reason == "NameTaken"
         assert "of an earlier run of this name is not deleted yet" in fault.message
+
+    in_world(test)
+
+
+@pytest.mark.parametrize("desired", [Access(), PLAN])
+def test_what_is_deleted_while_it_is_asked_for_is_made_anew(in_world: InWorld, desired: Desired) -> None:
+    kind, name = child("run", desired)
+
+    async def test(world: World) -> None:
+        await world.cluster.create(foreign(kind, name, world.namespace, spec={}))
+        await world.make_run()
+        get = world.cluster.get
+
+        async def deleted_first(*where: str) -> Object:
+            world.cluster.get = get  # type: ignore[method-assign]
+            theirs = await get(kind, world.namespace, name)
+            await world.cluster.delete(kind, world.namespace, name, theirs["metadata"]["uid"])
+            return await get(*where)
+
+        world.cluster.get = deleted_first  # type: ignore[method-assign]
+        await world.reconcile(desired)
+        assert (await get(kind, world.namespace, name))["metadata"]["ownerReferences"][0]["uid"] == world.uid
 
     in_world(test)
 
