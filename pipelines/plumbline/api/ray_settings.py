@@ -23,7 +23,9 @@ FAST_PROXY: dict[str, str] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # What a replica that dies has not begun to send, another one answers. Twice is not wrong: an answer changes nothing.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # The second line is for want of a setting for it, as Serve writes this one into HAProxy's file as it is: only a request that was there as
+    # a whole when it was passed on can be sent again, and clients often send the body after the head.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
     # Only after three failures is a replica taken for dead; when it was the only one, the next try waits in Serve's own proxy for a new one.
     "RAY_SERVE_HAPROXY_RETRIES": "8",
     # Bytes of a request that can be sent again; for each connection, twice.
