@@ -33,6 +33,7 @@ from plumbline.serving.models import Models
 from plumbline.serving.text import TokenNames
 
 TEXT = "Reverse the letters q k d, naïve 😀 friend."
+SAID = [{"role": "user", "content": TEXT}]
 CONTEXT = 2048
 
 
@@ -308,6 +309,9 @@ def test_an_echo_alone_can_be_streamed(client: TestClient) -> None:
         ({"temperature": math.nan}, "temperature", ""),
         ({"stop": [""]}, None, ""),
         ({"n": 0}, "n", ""),
+        ({"logit_bias": {"522": 1}}, "logit_bias", "token 522 must be 0 to 521"),
+        ({"presence_penalty": 3}, "presence_penalty", "2"),
+        ({"frequency_penalty": math.inf}, "frequency_penalty", ""),
     ],
 )
 def test_errors_have_openais_shape(client: TestClient, fields: dict[str, Any], param: str | None, words: str) -> None:
@@ -473,6 +477,26 @@ def test_values_that_float32_takes_for_0_draw_the_likeliest_and_end_nothing(
     greedy = complete(client, max_tokens=6)["choices"][0]["text"]
     assert complete(client, max_tokens=6, **{"temperature": 1.0, **fields})["choices"][0]["text"] == greedy
     assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(("path", "asked"), [("completions", {"prompt": TEXT}), ("chat/completions", {"messages": SAID})])
+def test_biases_and_penalties_are_obeyed(client: TestClient, path: str, asked: dict[str, Any]) -> None:
+    def tokens(**fields: Any) -> list[str]:
+        wanted = {"logprobs": 1} if path == "completions" else {"logprobs": True}
+        body = {"model": "tiny", "temperature": 0, "max_tokens": 8, **asked, **wanted, **fields}
+        found = client.post(f"/v1/{path}", json=body)
+        assert found.status_code == 200, found.text
+        told = found.json()["choices"][0]["logprobs"]
+        return told["tokens"] if path == "completions" else [one["token"] for one in told["content"]]
+
+    always = tokens(logit_bias={"40": 100})
+    assert (len(always), len(set(always))) == (8, 1)
+    some = {"logit_bias": {"40": 100, "41": 99.5}}
+    assert len(set(tokens(**some, presence_penalty=2))) == 2  # both are there in the end, and the first again
+    assert tokens(**some, frequency_penalty=0.01) == always
+    assert tokens(logit_bias={"40": -100}, presence_penalty=-0.0) == tokens()
+    answer = client.post(f"/v1/{path}", json={"model": "tiny", **asked, "logit_bias": {"999999": 1}})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logit_bias")
 
 
 def test_seeds_of_any_sign_give_answers_of_their_own(client: TestClient) -> None:

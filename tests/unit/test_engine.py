@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 
 import pytest
@@ -357,6 +358,8 @@ def test_adapter_that_does_not_fit_is_refused_and_changes_nothing() -> None:
         ((7,), Sampling(temperature=-1), "temperature -1"),
         ((7,), Sampling(top_p=0), "top_p 0"),
         ((7,), Sampling(max_tokens=0), "max_tokens 0"),
+        ((7,), Sampling(logit_bias=((VOCABULARY, 1.0),)), f"of tokens 0 to {VOCABULARY - 1}, not {VOCABULARY}"),
+        ((7,), Sampling(presence_penalty=math.inf), "must be finite"),
     ],
 )
 def test_impossible_requests_are_refused(kind: str, name: str, prompt: tuple, sampling: Sampling, message: str) -> None:
@@ -432,6 +435,46 @@ def test_draw_mixes_greedy_sampled_and_nucleus_rows() -> None:
     assert narrow == (best, pytest.approx(0.0), ())
     alone = draw(logits[:1], [Running(Request("1", (1,), samplings[1]))])
     assert alone == [sampled]
+
+
+def test_penalties_and_biases_are_openais() -> None:
+    """Against the formula written out, token by token."""
+    logits = torch.randn(4, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    before = [[3, 3, 5], [3, 3, 5], [], [1]]
+    samplings = [
+        Sampling(temperature=0.5, seed=1, presence_penalty=1.5, frequency_penalty=-0.5, likeliest=VOCABULARY),
+        Sampling(seed=2, logit_bias=((3, 2.0), (9, -100.0)), frequency_penalty=1.0, likeliest=VOCABULARY),
+        Sampling(temperature=0, presence_penalty=2.0, logit_bias=((11, 100.0),)),
+        Sampling(seed=4, likeliest=VOCABULARY),
+    ]
+    rows = [Running(Request(str(i), (3, 5), s)) for i, s in enumerate(samplings)]  # what the prompt holds is no matter
+    for held, tokens in zip(rows, before, strict=True):
+        held.tokens += tokens
+    kept = logits.clone()
+    drawn = draw(logits, rows)
+    assert torch.equal(logits, kept)
+    expected = logits.clone()
+    expected[0, 3] -= 1.5 + 2 * -0.5
+    expected[0, 5] -= 1.5 - 0.5
+    expected[1, 3] += 2.0 - 2 * 1.0
+    expected[1, 5] -= 1.0
+    expected[1, 9] -= 100.0
+    for i, temperature in ((0, 0.5), (1, 1.0), (3, 1.0)):
+        likely = dict(drawn[i][2])
+        found = torch.tensor([likely[token] for token in range(VOCABULARY)])
+        assert torch.allclose(found, (expected[i] / temperature).log_softmax(-1), atol=1e-5)
+        assert drawn[i][1] == likely[drawn[i][0]]
+    assert drawn[2][0] == 11
+
+
+@pytest.mark.parametrize(("kind", "name"), EACH)
+def test_a_penalty_counts_what_was_drawn_and_lives_through_a_pause(kind: str, name: str) -> None:
+    prompts = make_prompts(3)
+    requests = requests_for(prompts, temperature=0, frequency_penalty=100.0)
+    drawn = drawn_with_pauses(make_engine(kind, make_model(name)), requests)
+    assert all(len(set(tokens)) == len(tokens) for tokens in drawn.values())
+    plain = drawn_with_pauses(make_engine(kind, make_model(name)), requests_for(prompts, temperature=0))
+    assert any(len(set(tokens)) < len(tokens) for tokens in plain.values())  # else nothing was tried
 
 
 def test_prefill_batches_are_alike_in_length_and_bounded() -> None:

@@ -77,6 +77,11 @@ def test_no_reference_leads_nowhere(api: Any) -> None:
         (
             "ChatCompletionRequest",
             {"model": "m", "messages": [{"role": "user", "content": "a"}], "logit_bias": {"5": 1}},
+            True,
+        ),
+        (
+            "ChatCompletionRequest",
+            {"model": "m", "messages": [{"role": "user", "content": "a"}], "logit_bias": {"the": 1}},
             False,
         ),
         ("CompletionRequest", {"model": "m", "prompt": [[1, 2], [3]], "temperature": None}, True),

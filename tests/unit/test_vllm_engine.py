@@ -24,6 +24,7 @@ from plumbline.models.load import load_base
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import NO_ADAPTER, Completion, Request, Sampling, Scoring, Token, generate
 from plumbline.rollout.sampling import nucleus
+from plumbline.rollout.slots import SlotEngine
 from plumbline.rollout.vllm import PAGE_TOKENS, VllmEngine, _seed
 from plumbline.rollout.vllm_loading import _adapted, _disagreement, build_served_vllm, build_vllm
 from support.engines import CONTEXT, EOS, VOCABULARY, drawn_with_pauses, make_prompts, random_model, requests_for
@@ -277,6 +278,21 @@ def test_a_pause_changes_no_greedy_answer(built: Built) -> None:
     requests = requests_for(make_prompts(7), temperature=0)
     expected = {c.request_id: c.tokens for c in generate(engine, requests)}
     assert drawn_with_pauses(engine, requests) == expected
+
+
+def test_penalties_and_biases_are_those_of_our_own_engine(built: Built) -> None:
+    engine, model = built("llama", adapter_config=None)
+    sampling: dict[str, Any] = {
+        "temperature": 0,
+        "presence_penalty": 1.5,
+        "frequency_penalty": 0.7,
+        "logit_bias": ((EOS, -100.0), (9, 3.0)),
+    }
+    requests = requests_for(make_prompts(5), **sampling)
+    own = SlotEngine(model, None, [EOS], 4, CONTEXT)
+    for found, expected in zip(generate(engine, requests), generate(own, requests), strict=True):
+        assert found.tokens == expected.tokens
+        assert found.logprobs == pytest.approx(expected.logprobs, abs=2e-5)
 
 
 def test_cancelled_requests_are_forgotten_and_their_ids_free(built: Built) -> None:

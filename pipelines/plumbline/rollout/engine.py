@@ -34,6 +34,9 @@ class Sampling:
         max_tokens: longest answer in tokens.
         seed: the request's own random stream. The same seed, prompt and weights give the same answer in any batch.
         likeliest: how many of the likeliest tokens are told at each place of the answer.
+        presence_penalty: taken from the logits of tokens that the answer already has (OpenAI's formula, as the next one).
+        frequency_penalty: likewise, once for each time that it has them.
+        logit_bias: tokens and what is added to their logits.
     """
 
     temperature: float = 1.0
@@ -41,6 +44,9 @@ class Sampling:
     max_tokens: int = 256
     seed: int = 0
     likeliest: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

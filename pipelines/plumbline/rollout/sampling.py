@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import torch
@@ -80,6 +81,13 @@ def check_request(
         raise InvalidInput(f"request '{request.id}': top_p {sampling.top_p} must be above 0 and at most 1")
     if sampling.max_tokens < 1:
         raise InvalidInput(f"request '{request.id}': max_tokens {sampling.max_tokens} must be at least 1")
+    if not all(
+        map(math.isfinite, (sampling.presence_penalty, sampling.frequency_penalty, *dict(sampling.logit_bias).values()))
+    ):
+        raise InvalidInput(f"request '{request.id}': penalties and biases must be finite")
+    unknown = next((token for token, _ in sampling.logit_bias if not 0 <= token < vocabulary), None)
+    if unknown is not None:
+        raise InvalidInput(f"request '{request.id}': logit_bias must be of tokens 0 to {vocabulary - 1}, not {unknown}")
     check_adapter(request.id, request.adapter, sites)
     if request.id in unfinished:
         raise ValueError(f"request '{request.id}' is unfinished; ids must be unique")
@@ -107,12 +115,12 @@ def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[Drawn]:
         running: the requests, in the order of the rows.
 
     Returns:
-        One per request. Log-probabilities are those of softmax(logits / temperature), over the nucleus where top_p < 1;
-        greedy ones are at temperature 1.
+        One per request. Log-probabilities are those of softmax(logits / temperature), penalties and biases included, over the
+        nucleus where top_p < 1; greedy ones are at temperature 1.
     """
     samplings = [r.request.sampling for r in running]
     greedy = [s.temperature == 0 for s in samplings]
-    scores = logits.float()
+    scores = _shifted(logits.float(), running)
     if any(s.temperature not in (0, 1) for s in samplings):
         temperatures = torch.tensor([max(COLDEST, s.temperature or 1.0) for s in samplings], device=logits.device)
         scores = scores / temperatures[:, None]
@@ -133,6 +141,25 @@ def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[Drawn]:
     wanted = [s.likeliest for s in samplings]
     top = [some[:number] for some, number in zip(likeliest(logprobs, max(wanted)), wanted, strict=True)]
     return list(zip(tokens.tolist(), chosen.tolist(), top, strict=True))
+
+
+def _shifted(scores: torch.Tensor, running: Sequence[Running]) -> torch.Tensor:
+    """Logits with the penalties and biases of their requests."""
+    places: list[tuple[int, int]] = []
+    shifts: list[float] = []
+    for row, held in enumerate(running):
+        sampling = held.request.sampling
+        shift = dict(sampling.logit_bias)
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            for token, count in Counter(held.tokens).items():
+                penalty = sampling.presence_penalty + count * sampling.frequency_penalty
+                shift[token] = shift.get(token, 0.0) - penalty
+        places += [(row, token) for token in shift]
+        shifts += shift.values()
+    if not places:
+        return scores
+    rows, tokens = torch.tensor(places, device=scores.device).unbind(1)
+    return scores.index_put((rows, tokens), torch.tensor(shifts, device=scores.device), accumulate=True)
 
 
 def likeliest(logprobs: torch.Tensor, number: int) -> list[tuple[Likely, ...]]:

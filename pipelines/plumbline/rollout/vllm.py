@@ -264,6 +264,9 @@ class VllmEngine:
             max_tokens=min(sampling.max_tokens - len(held.tokens), self.max_length - held.length),
             seed=_seed(sampling.seed, len(held.tokens)),
             logprobs=sampling.likeliest,
+            presence_penalty=sampling.presence_penalty,  # both of what vLLM draws: after a pause, of what comes then
+            frequency_penalty=sampling.frequency_penalty,
+            logit_bias=dict(sampling.logit_bias) or None,
             stop_token_ids=sorted(self._eos),
             ignore_eos=True,  # those that the folder names
             detokenize=False,

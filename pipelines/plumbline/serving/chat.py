@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from plumbline.api.base import BASE
@@ -21,7 +21,7 @@ from plumbline.serving.engine_loading import EngineLimits, load_engine
 from plumbline.serving.engine_process import EngineProcess
 from plumbline.serving.engine_readers import EngineReaders
 from plumbline.serving.engine_thread import AdapterEngine, EngineThread
-from plumbline.serving.openai_schema import ChatCompletionRequest, FinishReason, OpenAIError
+from plumbline.serving.openai_schema import ChatCompletionRequest, FinishReason, OpenAIError, SampledRequest
 from plumbline.serving.text import Detokenizer, StopStrings, TokenNames
 
 if TYPE_CHECKING:
@@ -155,13 +155,15 @@ class ChatModel:
         wrong = next((token for token in prompt if not 0 <= token < self.vocabulary), None)
         if wrong is not None:
             raise OpenAIError(400, f"messages: they hold token {wrong}, which this model does not have", param="messages")
-        limit = self._limit(body, len(prompt))
-        seed = secrets.randbits(63) if body.seed is None else body.seed
-        top = body.top_logprobs
-        return [
-            Request(uuid.uuid4().hex, tuple(prompt), Sampling(body.temperature, body.top_p, limit, (seed + i) % SEEDS, top))
-            for i in range(body.n)
-        ]
+        self.check_bias(body)
+        return answers_to(body, tuple(prompt), self._limit(body, len(prompt)), body.top_logprobs)
+
+    def check_bias(self, body: SampledRequest) -> None:
+        """Raises OpenAIError (400) where a token is biased that the model does not have."""
+        unknown = next((token for token in body.logit_bias if int(token) >= self.vocabulary), None)
+        if unknown is not None:
+            message = f"logit_bias: token {unknown} must be 0 to {self.vocabulary - 1}"
+            raise OpenAIError(400, message, param="logit_bias")
 
     def _limit(self, body: ChatCompletionRequest, prompt_tokens: int) -> int:
         room = self.max_length - prompt_tokens
@@ -217,3 +219,18 @@ class ChatModel:
                     yield Piece(text, count, None, waiting, cached)
                     text, waiting = "", []
         raise PlumblineError(f"the engine of model '{self.served.name}' ended an answer without a reason")
+
+
+def answers_to(body: SampledRequest, prompt: tuple[int, ...], max_tokens: int, likeliest: int) -> list[Request]:
+    """`n` requests for answers to a prompt, each with a random stream of its own."""
+    seed = secrets.randbits(63) if body.seed is None else body.seed
+    sampling = Sampling(
+        body.temperature,
+        body.top_p,
+        max_tokens,
+        likeliest=likeliest,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
+    )
+    return [Request(uuid.uuid4().hex, prompt, replace(sampling, seed=(seed + i) % SEEDS)) for i in range(body.n)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -10,8 +9,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from plumbline.rollout.engine import Likely, Request, Sampling, Scored, Scoring, Token
-from plumbline.serving.chat import LONGEST_TOKEN, SEEDS, ChatModel, Piece
+from plumbline.rollout.engine import Likely, Request, Scored, Scoring, Token
+from plumbline.serving.chat import LONGEST_TOKEN, ChatModel, Piece, answers_to
 from plumbline.serving.merging import gathered, merged
 from plumbline.serving.openai_schema import (
     LEAST_LOGPROB,
@@ -57,12 +56,13 @@ def read(model: ChatModel, body: CompletionRequest) -> list[Prompt]:
     """The prompts of a request.
 
     Raises:
-        OpenAIError: 400: one has no tokens or unknown ones, or does not fit with its answer.
+        OpenAIError: 400: one has no tokens or unknown ones, or does not fit with its answer; or an unknown token is biased.
     """
     if body.max_tokens > model.served.max_tokens:
         limit = model.served.max_tokens
         message = f"max_tokens: {body.max_tokens} is too large: this model gives at most {limit} tokens"
         raise OpenAIError(400, message, param="max_tokens")
+    model.check_bias(body)
     texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
     longest = LONGEST_TOKEN * model.max_length
     if sum(map(len, body.prompt)) > MOST_TEXTS * longest or any(len(prompt) > longest for prompt in body.prompt):
@@ -229,19 +229,11 @@ def usage(prompts: Sequence[int], pieces: Sequence[Piece]) -> Usage:
 
 
 def _requests(body: CompletionRequest, prompts: Sequence[Prompt]) -> list[Request]:
-    """`n` for each prompt, each with a random stream of its own; none where no answer is asked for."""
+    """`n` for each prompt; none where no answer is asked for."""
     if not body.max_tokens:
         return []
-    seed = secrets.randbits(63) if body.seed is None else body.seed
-    return [
-        Request(
-            uuid.uuid4().hex,
-            prompt.tokens,
-            Sampling(body.temperature, body.top_p, body.max_tokens, (seed + i) % SEEDS, body.logprobs or 0),
-        )
-        for prompt in prompts
-        for i in range(body.n)
-    ]
+    told = body.logprobs or 0
+    return [one for prompt in prompts for one in answers_to(body, prompt.tokens, body.max_tokens, told)]
 
 
 async def _whole(model: ChatModel, body: CompletionRequest, request: Request) -> Piece:

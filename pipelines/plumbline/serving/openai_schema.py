@@ -26,6 +26,7 @@ MAX_PROMPTS = 1024
 MAX_CHOICES = 16
 MAX_TOOLS = 128
 MAX_EMBEDDED = 2048
+MAX_BIASED = 1024
 COMPLETION_STOPS = 16  # OpenAI takes 4; evaluation harnesses send more
 COMPLETION_TOKENS = 16
 LEAST_LOGPROB = -9999.0  # what OpenAI says of a token that cannot be; JSON has no infinity
@@ -46,6 +47,21 @@ ChatStops = _stops(MAX_STOPS)
 TextStops = _stops(COMPLETION_STOPS)
 
 
+TOKEN_NUMBER = "^[0-9]{1,9}$"
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=TOKEN_NUMBER)], Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=MAX_BIASED),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": TOKEN_NUMBER},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_BIASED,
+        }
+    ),
+]
+
+
 class StreamOptions(RequestModel):
     include_usage: bool = False
 
@@ -55,9 +71,6 @@ class ResponseFormat(RequestModel):
 
 
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "frequency_penalty": ((0,), "repetition is not penalised here; leave it out or give 0"),
-    "presence_penalty": ((0,), "repetition is not penalised here; leave it out or give 0"),
-    "logit_bias": (({},), "tokens are not biased here; leave it out"),
     "modalities": ((["text"],), 'answers are text here; leave it out or give ["text"]'),
     "audio": ((), "answers are text here; leave it out"),
     "functions": (([],), "this is the older name of tools; give tools"),
@@ -72,7 +85,7 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
 """Fields of OpenAI's that cannot be obeyed → the values of them that ask for nothing, and what to do instead."""
 
 
-class _SampledRequest(RequestModel):
+class SampledRequest(RequestModel):
     """What chats and texts have in common."""
 
     model: str
@@ -83,9 +96,9 @@ class _SampledRequest(RequestModel):
     stream_options: StreamOptions | None = None
     seed: int | None = None
     user: str | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] = 0
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] = {}
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: LogitBias = {}
 
     @field_validator(*_NEUTRAL, mode="before", check_fields=False)
     @classmethod
@@ -96,7 +109,7 @@ class _SampledRequest(RequestModel):
         return value
 
 
-class ChatCompletionRequest(_SampledRequest):
+class ChatCompletionRequest(SampledRequest):
     """Body of POST /v1/chat/completions. Defaults are OpenAI's.
 
     Attributes:
@@ -180,7 +193,7 @@ Prompts = _texts(MAX_PROMPTS)
 EmbeddedTexts = _texts(MAX_EMBEDDED)
 
 
-class CompletionRequest(_SampledRequest):
+class CompletionRequest(SampledRequest):
     """Body of POST /v1/completions: text that is continued, without a chat template. Defaults are OpenAI's.
 
     Attributes:
