@@ -158,13 +158,14 @@ class Children:
         """The object, created now or by an earlier try.
 
         Raises:
-            Trouble: there is one of that name which is not the run's.
+            Trouble: there is one of that name which is not the run's, or it is refused.
+            ApiError: none could be made or found.
         """
         for _ in range(TRIES):  # what an earlier run left may go between the two requests
             live = await self._create(value) or await self._owned(run, value)
             if live is not None:
                 return live
-        raise ApiError(409, "Conflict", f"{_named(value)} comes and goes: something else creates and deletes it")
+        raise ApiError(409, "Conflict", f"{_named(value)} was there and then gone {TRIES} times: try again")
 
     async def _create(self, value: Object) -> Object | None:
         """The created object; None where something of that name exists."""

@@ -105,7 +105,7 @@ def served() -> Iterator[Served]:
 
 @contextmanager
 def load(served: Served, clients: int = CLIENTS, model: str = MODEL, tokens: int = 400) -> Iterator[Outcomes]:
-    """Requests all the time, every third a stream; heads first, as many clients send them. What failed is known when the block has ended."""
+    """Requests all the time, every third a stream, of every second the head first, as many clients send it. What failed is known when the block has ended."""
     found, over = Outcomes(), threading.Event()
     lock = threading.Lock()
 
@@ -116,7 +116,9 @@ def load(served: Served, clients: int = CLIENTS, model: str = MODEL, tokens: int
         body = json.dumps({"model": model, "messages": chat, "max_tokens": tokens, "stream": stream}).encode()
         while not over.is_set():
             headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-            request = urllib.request.Request(f"{served.url}/chat/completions", _after_a_while(body), headers)
+            request = urllib.request.Request(
+                f"{served.url}/chat/completions", _after_a_while(body) if number % 2 else body, headers
+            )
             try:
                 with open_local(request, timeout=PATIENCE) as answer:
                     text = answer.read().decode()

@@ -358,8 +358,14 @@ def test_adapter_that_does_not_fit_is_refused_and_changes_nothing() -> None:
         ((7,), Sampling(temperature=-1), "temperature -1"),
         ((7,), Sampling(top_p=0), "top_p 0"),
         ((7,), Sampling(max_tokens=0), "max_tokens 0"),
-        ((7,), Sampling(logit_bias=((VOCABULARY, 1.0),)), f"of tokens 0 to {VOCABULARY - 1}, not {VOCABULARY}"),
-        ((7,), Sampling(presence_penalty=math.inf), "must be finite"),
+        (
+            (7,),
+            Sampling(logit_bias=((VOCABULARY, 1.0),)),
+            f"token {VOCABULARY} is 1.0; tokens must be 0 to {VOCABULARY - 1}",
+        ),
+        ((7,), Sampling(logit_bias=((3, math.nan),)), "biases -100 to 100"),
+        ((7,), Sampling(presence_penalty=math.inf), "must be -2 to 2"),
+        ((7,), Sampling(frequency_penalty=2.5), "must be -2 to 2"),
     ],
 )
 def test_impossible_requests_are_refused(kind: str, name: str, prompt: tuple, sampling: Sampling, message: str) -> None:
@@ -450,10 +456,8 @@ def test_penalties_and_biases_are_openais() -> None:
     rows = [Running(Request(str(i), (3, 5), s)) for i, s in enumerate(samplings)]  # what the prompt holds is no matter
     for held, tokens in zip(rows, before, strict=True):
         held.tokens += tokens
-    kept = logits.clone()
-    drawn = draw(logits, rows)
-    assert torch.equal(logits, kept)
     expected = logits.clone()
+    drawn = draw(logits, rows)
     expected[0, 3] -= 1.5 + 2 * -0.5
     expected[0, 5] -= 1.5 - 0.5
     expected[1, 3] += 2.0 - 2 * 1.0
@@ -468,13 +472,20 @@ def test_penalties_and_biases_are_openais() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), EACH)
-def test_a_penalty_counts_what_was_drawn_and_lives_through_a_pause(kind: str, name: str) -> None:
+def test_penalties_live_through_a_pause(kind: str, name: str) -> None:
     prompts = make_prompts(3)
-    requests = requests_for(prompts, temperature=0, frequency_penalty=100.0)
-    drawn = drawn_with_pauses(make_engine(kind, make_model(name)), requests)
-    assert all(len(set(tokens)) == len(tokens) for tokens in drawn.values())
-    plain = drawn_with_pauses(make_engine(kind, make_model(name)), requests_for(prompts, temperature=0))
-    assert any(len(set(tokens)) < len(tokens) for tokens in plain.values())  # else nothing was tried
+    requests = requests_for(prompts, temperature=0, frequency_penalty=2.0, presence_penalty=1.0, max_tokens=24)
+    engine = make_engine(kind, make_model(name))
+    expected = {done.request_id: done.tokens for done in generate(engine, requests)}
+    assert drawn_with_pauses(engine, requests) == expected
+    plain = generate(engine, requests_for(prompts, temperature=0, max_tokens=24))
+    assert [done.tokens for done in plain] != [*expected.values()]  # else nothing was tried
+
+
+def test_a_bias_of_a_token_that_the_head_lacks_changes_nothing() -> None:
+    row = Running(Request("r", (1,), Sampling(temperature=0, logit_bias=((VOCABULARY - 1, 100.0), (2, 5.0)))))
+    logits = torch.zeros(1, VOCABULARY - 1)
+    assert draw(logits, [row])[0][0] == 2
 
 
 def test_prefill_batches_are_alike_in_length_and_bounded() -> None:

@@ -34,7 +34,8 @@ class Sampling:
         max_tokens: longest answer in tokens.
         seed: the request's own random stream. The same seed, prompt and weights give the same answer in any batch.
         likeliest: how many of the likeliest tokens are told at each place of the answer.
-        presence_penalty: taken from the logits of tokens that the answer already has (OpenAI's formula, as the next one).
+        presence_penalty: taken from the logits of tokens that the answer already has (OpenAI's formula, as the next one); vLLM
+            begins anew where it is paused or gets an adapter.
         frequency_penalty: likewise, once for each time that it has them.
         logit_bias: tokens and what is added to their logits.
     """

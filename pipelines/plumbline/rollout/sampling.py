@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
 from collections.abc import Collection, Sequence
 
 import torch
@@ -15,6 +14,8 @@ from plumbline.rollout.low_rank import LowRank, Site
 
 Drawn = tuple[int, float, tuple[Likely, ...]]
 """A token, its log-probability and the likeliest ones in its place."""
+
+MOST_PENALTY, MOST_BIAS = 2, 100  # OpenAI's and vLLM's
 
 
 class Running:
@@ -30,6 +31,9 @@ class Running:
         self.request = request
         self.tokens: list[int] = []
         self.uniform = random.Random(request.sampling.seed).random
+        self._shifts: torch.Tensor | None = None
+        self._penalised: set[int] = set()
+        self._counted = 0
 
     @property
     def context(self) -> tuple[int, ...]:
@@ -39,6 +43,23 @@ class Running:
     @property
     def length(self) -> int:
         return len(self.request.prompt) + len(self.tokens)
+
+    def shift(self, logits: torch.Tensor) -> None:
+        """Put penalties and biases into the logits [vocabulary] of the next token. Their sums are kept: long answers cost no more."""
+        sampling = self.request.sampling
+        presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
+        if not (sampling.logit_bias or presence or frequency):
+            return
+        if self._shifts is None:
+            self._shifts = torch.zeros_like(logits)
+            # A head may have fewer rows than the embedding.
+            biases = {token: bias for token, bias in sampling.logit_bias if token < len(logits)}
+            self._shifts[list(biases)] = torch.tensor(list(biases.values()), device=logits.device)
+        for token in self.tokens[self._counted :]:
+            self._shifts[token] -= frequency if token in self._penalised else presence + frequency
+            self._penalised.add(token)
+        self._counted = len(self.tokens)
+        logits += self._shifts
 
     def advance(self, drawn: Drawn, eos_token_ids: frozenset[int], max_length: int) -> Token:
         """Append a drawn token and say whether it was the last."""
@@ -81,13 +102,15 @@ def check_request(
         raise InvalidInput(f"request '{request.id}': top_p {sampling.top_p} must be above 0 and at most 1")
     if sampling.max_tokens < 1:
         raise InvalidInput(f"request '{request.id}': max_tokens {sampling.max_tokens} must be at least 1")
-    if not all(
-        map(math.isfinite, (sampling.presence_penalty, sampling.frequency_penalty, *dict(sampling.logit_bias).values()))
-    ):
-        raise InvalidInput(f"request '{request.id}': penalties and biases must be finite")
-    unknown = next((token for token, _ in sampling.logit_bias if not 0 <= token < vocabulary), None)
-    if unknown is not None:
-        raise InvalidInput(f"request '{request.id}': logit_bias must be of tokens 0 to {vocabulary - 1}, not {unknown}")
+    penalties = (sampling.presence_penalty, sampling.frequency_penalty)
+    if not all(-MOST_PENALTY <= penalty <= MOST_PENALTY for penalty in penalties):
+        raise InvalidInput(f"request '{request.id}': penalties {penalties} must be -{MOST_PENALTY} to {MOST_PENALTY}")
+    for token, bias in sampling.logit_bias:
+        if not (0 <= token < vocabulary and -MOST_BIAS <= bias <= MOST_BIAS):
+            raise InvalidInput(
+                f"request '{request.id}': logit_bias of token {token} is {bias}; tokens must be 0 to {vocabulary - 1}, and biases "
+                f"-{MOST_BIAS} to {MOST_BIAS}"
+            )
     check_adapter(request.id, request.adapter, sites)
     if request.id in unfinished:
         raise ValueError(f"request '{request.id}' is unfinished; ids must be unique")
@@ -108,10 +131,10 @@ def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[Drawn]:
     """Draw one token per request, each with its own random stream.
 
     By inverse transform: one uniform number per token, looked up in the cumulative distribution. What is drawn depends
-    on the request's logits, sampling and stream alone, not on the rest of the batch.
+    on the request's logits, sampling, stream and answer so far alone, not on the rest of the batch.
 
     Args:
-        logits: [requests, vocabulary].
+        logits: [requests, vocabulary]; penalties and biases are put into them.
         running: the requests, in the order of the rows.
 
     Returns:
@@ -120,7 +143,9 @@ def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[Drawn]:
     """
     samplings = [r.request.sampling for r in running]
     greedy = [s.temperature == 0 for s in samplings]
-    scores = _shifted(logits.float(), running)
+    scores = logits.float()
+    for held, row in zip(running, scores, strict=True):
+        held.shift(row)
     if any(s.temperature not in (0, 1) for s in samplings):
         temperatures = torch.tensor([max(COLDEST, s.temperature or 1.0) for s in samplings], device=logits.device)
         scores = scores / temperatures[:, None]
@@ -141,25 +166,6 @@ def draw(logits: torch.Tensor, running: Sequence[Running]) -> list[Drawn]:
     wanted = [s.likeliest for s in samplings]
     top = [some[:number] for some, number in zip(likeliest(logprobs, max(wanted)), wanted, strict=True)]
     return list(zip(tokens.tolist(), chosen.tolist(), top, strict=True))
-
-
-def _shifted(scores: torch.Tensor, running: Sequence[Running]) -> torch.Tensor:
-    """Logits with the penalties and biases of their requests."""
-    places: list[tuple[int, int]] = []
-    shifts: list[float] = []
-    for row, held in enumerate(running):
-        sampling = held.request.sampling
-        shift = dict(sampling.logit_bias)
-        if sampling.presence_penalty or sampling.frequency_penalty:
-            for token, count in Counter(held.tokens).items():
-                penalty = sampling.presence_penalty + count * sampling.frequency_penalty
-                shift[token] = shift.get(token, 0.0) - penalty
-        places += [(row, token) for token in shift]
-        shifts += shift.values()
-    if not places:
-        return scores
-    rows, tokens = torch.tensor(places, device=scores.device).unbind(1)
-    return scores.index_put((rows, tokens), torch.tensor(shifts, device=scores.device), accumulate=True)
 
 
 def likeliest(logprobs: torch.Tensor, number: int) -> list[tuple[Likely, ...]]:

@@ -22,9 +22,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from plumbline.errors import InvalidInput, PlumblineError, one_line
-from plumbline.models.load import (
-    cache_bytes_per_token,
-)
+from plumbline.models.load import cache_bytes_per_token
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import linear_weights
 from plumbline.rollout.engine import NO_ADAPTER, Likely, Request, Scored, Scoring, Token
@@ -264,7 +262,7 @@ class VllmEngine:
             max_tokens=min(sampling.max_tokens - len(held.tokens), self.max_length - held.length),
             seed=_seed(sampling.seed, len(held.tokens)),
             logprobs=sampling.likeliest,
-            presence_penalty=sampling.presence_penalty,  # both of what vLLM draws: after a pause, of what comes then
+            presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
             logit_bias=dict(sampling.logit_bias) or None,
             stop_token_ids=sorted(self._eos),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -156,11 +156,11 @@ class ChatModel:
         if wrong is not None:
             raise OpenAIError(400, f"messages: they hold token {wrong}, which this model does not have", param="messages")
         self.check_bias(body)
-        return answers_to(body, tuple(prompt), self._limit(body, len(prompt)), body.top_logprobs)
+        return answers_to(body, [tuple(prompt)], self._limit(body, len(prompt)), body.top_logprobs)
 
     def check_bias(self, body: SampledRequest) -> None:
         """Raises OpenAIError (400) where a token is biased that the model does not have."""
-        unknown = next((token for token in body.logit_bias if int(token) >= self.vocabulary), None)
+        unknown = next((token for token in body.logit_bias if token >= self.vocabulary), None)
         if unknown is not None:
             message = f"logit_bias: token {unknown} must be 0 to {self.vocabulary - 1}"
             raise OpenAIError(400, message, param="logit_bias")
@@ -221,8 +221,8 @@ class ChatModel:
         raise PlumblineError(f"the engine of model '{self.served.name}' ended an answer without a reason")
 
 
-def answers_to(body: SampledRequest, prompt: tuple[int, ...], max_tokens: int, likeliest: int) -> list[Request]:
-    """`n` requests for answers to a prompt, each with a random stream of its own."""
+def answers_to(body: SampledRequest, prompts: Iterable[tuple[int, ...]], max_tokens: int, likeliest: int) -> list[Request]:
+    """`n` requests for answers to each prompt, each with a random stream of its own."""
     seed = secrets.randbits(63) if body.seed is None else body.seed
     sampling = Sampling(
         body.temperature,
@@ -231,6 +231,7 @@ def answers_to(body: SampledRequest, prompt: tuple[int, ...], max_tokens: int, l
         likeliest=likeliest,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
-        logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
+        logit_bias=tuple(body.logit_bias.items()),
     )
-    return [Request(uuid.uuid4().hex, prompt, replace(sampling, seed=(seed + i) % SEEDS)) for i in range(body.n)]
+    streams = [replace(sampling, seed=(seed + i) % SEEDS) for i in range(body.n)]
+    return [Request(uuid.uuid4().hex, prompt, stream) for prompt in prompts for stream in streams]

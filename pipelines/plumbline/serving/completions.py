@@ -232,8 +232,7 @@ def _requests(body: CompletionRequest, prompts: Sequence[Prompt]) -> list[Reques
     """`n` for each prompt; none where no answer is asked for."""
     if not body.max_tokens:
         return []
-    told = body.logprobs or 0
-    return [one for prompt in prompts for one in answers_to(body, prompt.tokens, body.max_tokens, told)]
+    return answers_to(body, [prompt.tokens for prompt in prompts], body.max_tokens, body.logprobs or 0)
 
 
 async def _whole(model: ChatModel, body: CompletionRequest, request: Request) -> Piece:

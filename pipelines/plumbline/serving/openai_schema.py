@@ -7,6 +7,7 @@ would change the answer and cannot be obeyed are refused, unless they ask for no
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -26,7 +27,7 @@ MAX_PROMPTS = 1024
 MAX_CHOICES = 16
 MAX_TOOLS = 128
 MAX_EMBEDDED = 2048
-MAX_BIASED = 1024
+MAX_BIASED = 1024  # what vLLM takes on a GPU
 COMPLETION_STOPS = 16  # OpenAI takes 4; evaluation harnesses send more
 COMPLETION_TOKENS = 16
 LEAST_LOGPROB = -9999.0  # what OpenAI says of a token that cannot be; JSON has no infinity
@@ -47,14 +48,25 @@ ChatStops = _stops(MAX_STOPS)
 TextStops = _stops(COMPLETION_STOPS)
 
 
-TOKEN_NUMBER = "^[0-9]{1,9}$"
+TOKEN_NUMBER = "(0|[1-9][0-9]{0,8})"
+
+
+def _by_token(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if not all(isinstance(name, str) and re.fullmatch(TOKEN_NUMBER, name) for name in value):
+        raise ValueError('its names must be numbers of tokens, such as "42"')
+    return {int(name): bias for name, bias in value.items()}
+
+
 LogitBias = Annotated[
-    dict[Annotated[str, Field(pattern=TOKEN_NUMBER)], Annotated[float, Field(ge=-100, le=100)]],
+    dict[int, Annotated[float, Field(ge=-100, le=100)]],
     Field(max_length=MAX_BIASED),
+    BeforeValidator(_by_token),
     WithJsonSchema(
         {
             "type": "object",
-            "propertyNames": {"pattern": TOKEN_NUMBER},
+            "propertyNames": {"pattern": f"^{TOKEN_NUMBER}$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
             "maxProperties": MAX_BIASED,
         }
