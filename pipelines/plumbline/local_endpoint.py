@@ -17,7 +17,7 @@ from plumbline.serving.release.record import Records
 
 PROGRAM = "plumbline.serving.endpoint"
 GRACE = 60.0  # seconds that an endpoint has to end after its last answer
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 30.0  # to say that it is healthy: a busy one must not be taken for dead
 POLL = 0.1
 
 REPLACEABLE = ("modelName", "maxTokens", "ungated", "release")

@@ -70,7 +70,7 @@ def serve_ray_jobs(extensions: client.ApiextensionsV1Api) -> None:
             "spec": {"group": "ray.io", "scope": "Namespaced", "names": names, "versions": [version]},
         }
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not any(
         one.type == "Established" and one.status == "True"
         for one in extensions.read_custom_resource_definition("rayjobs.ray.io").status.conditions or []

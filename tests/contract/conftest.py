@@ -31,7 +31,7 @@ def runs(api_server: ApiServer) -> Runs:
     definition = crd.render()
     extensions.create_custom_resource_definition(definition)
     name = definition["metadata"]["name"]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         conditions = extensions.read_custom_resource_definition(name).status.conditions or []
         if any(c.type == "Established" and c.status == "True" for c in conditions):

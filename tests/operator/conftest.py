@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -53,7 +54,15 @@ def bare_server() -> Iterator[ApiServer]:
     """An API server on which everyone may do everything, with our types and KubeRay's, and without an operator."""
     with find_api_server() as server:
         api = config.new_client_from_config(config_file=server.kubeconfig)
-        client.ApiextensionsV1Api(api).create_custom_resource_definition(crd.render(), _preload_content=False)
+        extensions, definition = client.ApiextensionsV1Api(api), crd.render()
+        extensions.create_custom_resource_definition(definition, _preload_content=False)
+        name, deadline = definition["metadata"]["name"], time.monotonic() + 120
+        while not any(
+            one.type == "Established" and one.status == "True"
+            for one in extensions.read_custom_resource_definition(name).status.conditions or []
+        ):
+            assert time.monotonic() < deadline, f"{name} was not established"
+            time.sleep(0.05)
         kuberay_crds.load(api, ("rayjobs", "rayservices"))
         yield server
 

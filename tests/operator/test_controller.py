@@ -620,7 +620,7 @@ def test_the_audit_goes_on_whatever_goes_wrong(in_world: InWorld, monkeypatch: p
 
         monkeypatch.setattr(audit, "once", once)
         running = asyncio.create_task(audit.run(0.01))
-        await asyncio.wait_for(again.wait(), 10)
+        await asyncio.wait_for(again.wait(), 60)
         running.cancel()
 
     in_world(test)

@@ -133,10 +133,11 @@ def test_a_lost_result_is_found_by_planning(project: Project, left: str) -> None
 
 def test_attempts_do_not_overlap(project: Project) -> None:
     """KubeRay does not wait for old Pods; we do. The fixture checks that nothing overlapped."""
-    project.fake.linger(project.name, 2.0)
+    project.fake.linger(project.name, 15.0)  # shorter than the operator waits for the end of a Pod
     project.fake.script(project.name, "data", b.unreachable())
     project.apply(pipeline(DATA))
     project.saw_stage("data", lambda one: one["reason"] == "EarlierAttemptEnding")
+    project.fake.linger(project.name, 0.0)
     project.wait_condition("Complete")
     assert project.fake.attempts(project.name, "data") == [1, 2]
 
@@ -168,10 +169,15 @@ def test_planning_fails_for_good(project: Project) -> None:
 
 @pytest.mark.parametrize("reported", [True, False])
 def test_planning_is_tried_again(project: Project, reported: bool) -> None:
-    project.fake.script_plan(project.name, plan_fails("the hub does not answer", permanent=False, reported=reported))
+    words = "the hub does not answer"
+    project.fake.script_plan(project.name, plan_fails(words, permanent=False, reported=reported))
     project.apply(pipeline(DATA))
-    plan = project.wait(lambda: (one := project.status().get("plan", {})).get("failures") == 1 and one)
-    assert "the hub does not answer" in plan["message"]
+
+    def said() -> bool:  # for a second only
+        plans = [one.get("plan") or {} for one in list(project.fake.statuses[project.name, "run"])]
+        return any(one.get("failures") == 1 and words in one.get("message", "") for one in plans)
+
+    project.wait(said)
     project.wait_condition("Complete")
     assert project.fake.attempts(project.name, "plan") == [1, 2]
 

@@ -28,8 +28,16 @@ def _holder(pair: Installation) -> str:
     return str((lease.get("spec") or {}).get("holderIdentity") or "")
 
 
-def _leader(pair: Installation) -> Operator:
-    return next(one for one in pair.operators if one.name in _holder(pair))
+def _leader(pair: Installation) -> Operator | None:
+    holder = _holder(pair)
+    return next((one for one in pair.operators if one.name in holder), None)
+
+
+def _leads_alone(pair: Installation) -> Operator | None:
+    """The leader, where every replica says of itself whether it is that."""
+    leader = _leader(pair)
+    told = [list(one.metrics("plumbline_leader").values()) for one in pair.operators]
+    return leader if told == [[one is leader] for one in pair.operators] else None
 
 
 def _takes_over(pair: Installation, project: Project, end: str) -> None:
@@ -38,13 +46,12 @@ def _takes_over(pair: Installation, project: Project, end: str) -> None:
     project.fake.script(project.name, "sft", crash(1))
     project.apply(pipeline(DATA, SFT))
     project.wait_stage("data", "Running")
-    first = _leader(pair)
+    first = project.wait(lambda: _leads_alone(pair))
     standby = next(one for one in pair.operators if one is not first)
-    assert (standby.probe("/healthz"), standby.probe("/readyz")) == (200, 200)
-    assert sum(sum(one.metrics("plumbline_leader").values()) for one in pair.operators) == 1
+    project.wait(lambda: (standby.probe("/healthz"), standby.probe("/readyz")) == (200, 200))
     first.kill() if end == "killed" else first.stop()
     go.set()
-    project.wait(lambda: _holder(pair) and _leader(pair) is standby)
+    project.wait(lambda: _leader(pair) is standby)
     project.wait_condition("Complete")
     assert [project.fake.attempts(project.name, stage) for stage in ("data", "sft")] == [[1], [1, 2]]
     first.start()
@@ -67,12 +74,12 @@ def test_a_leader_that_cannot_renew(pair: Installation) -> None:
         project.fake.script(project.name, "data", succeed(until=go))
         project.apply(pipeline(DATA))
         project.wait_stage("data", "Running")
-        first = _leader(pair)
+        first = project.wait(lambda: _leader(pair))
         lease = pair.get(LEASES, chart.NAMESPACE, "plumbline")
         assert lease is not None
         # Somebody else takes the Lease by force.
         pair.patch(LEASES, chart.NAMESPACE, "plumbline", {"spec": {"holderIdentity": "intruder", "renewTime": None}})
-        project.wait(lambda: sum(first.metrics("plumbline_leader").values()) == 0)
+        project.wait(lambda: list(first.metrics("plumbline_leader").values()) == [0])
         go.set()
         project.wait(lambda: _holder(pair) not in ("", "intruder"))
         project.wait_condition("Complete")

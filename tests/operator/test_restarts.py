@@ -90,6 +90,7 @@ def test_at_every_state_of_a_child(project: Project, end: str) -> None:
             assert stage["attempt"] == len(expected)
 
 
+@pytest.mark.timeout(600)
 def test_killed_after_every_write(project: Project) -> None:
     """The operator ends with the very answer to a write: each first write of a kind to an object, and each status."""
     operator, proxy = project.on.operator, project.on.proxy
@@ -115,7 +116,7 @@ def test_killed_after_every_write(project: Project) -> None:
     proxy.after = strike
     try:
         project.apply(pipeline(DATA, SFT))
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 400
         while project.condition("Complete").get("status") != "True":
             assert time.monotonic() < deadline, (seen, project.status())
             if dead.wait(0.1):

@@ -28,9 +28,8 @@ def _nothing_runs(project: Project) -> bool:
 SUSPENDED_AT = {
     "running": [b.succeed(until=threading.Event())],
     "waiting for nodes": [b.unschedulable()],
-    "waiting for a retry": [b.crash(1)]
-    * 3,  # the wait doubles: after the third there is time to suspend also on a busy machine
-    "unreachable": [b.unreachable()],
+    "waiting for a retry": [b.crash(1)] * 4,  # the wait doubles: the fourth, of 8 s, leaves a busy machine time to suspend
+    "unreachable": [b.unreachable(back=threading.Event())],
 }
 
 
@@ -38,13 +37,13 @@ SUSPENDED_AT = {
 def test_suspend_and_resume(project: Project, at: str) -> None:
     behaviours = SUSPENDED_AT[at]
     project.fake.script(project.name, "sft", *behaviours)
-    project.apply(pipeline(DATA, SFT))
+    project.apply(pipeline(DATA, SFT, backoffLimit=4))
     if at == "running":
         project.wait_stage("sft", "Running")
     elif at == "waiting for nodes":
         project.wait_stage("sft", reason="Unschedulable")
     elif at == "waiting for a retry":
-        project.wait(lambda: project.stage("sft").get("failures") == len(behaviours))
+        project.wait(lambda: (one := project.stage("sft")).get("failures") == len(behaviours) and "retryTime" in one)
     else:
         project.fake.wait(project.name, "sft", "Running")
     _suspend(project)

@@ -21,7 +21,7 @@ from plumbline.progress import Event, Reporter
 from plumbline.stage import run_stage
 from support.teacher import Teacher, prompt_of
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def curate(

@@ -15,6 +15,10 @@ from support.embedded import RUN, Runs, Watch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
+# Long enough not to be over before the signal arrives: asking, and training.
+LONG_CHECK = RUN.replace("limit: 60", "limit: 240")
+LONG_SFT = RUN.replace("maxSteps: 12", "maxSteps: 60\n        epochs: 10").replace("batchSize: 16", "batchSize: 64")
+
 
 def checksums(workspace: Path) -> dict[str, dict[str, str]]:
     """Every file of every artifact but reports and model cards, which hold times: its SHA-256, by kind and fingerprint."""
@@ -56,14 +60,14 @@ def leftovers(workspace: Path) -> list[str]:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Workspace of an undisturbed run."""
     runs = Runs(tmp_path_factory.mktemp("straight"))
-    code, events, err = runs.run(runs.file(), "--no-serve")
+    code, events, err = runs.run(runs.file(LONG_CHECK), "--no-serve")
     assert code == 0, err
     assert [e["stage"] for e in events if e["event"] == "finished"] == ["data", "sft", "align", "check"]
     return runs.folder / "workspace"
 
 
 def test_killed_at_every_stage_it_ends_with_the_same_artifacts(runs: Runs, straight: Path) -> None:
-    file, workspace = runs.file(), runs.folder / "workspace"
+    file, workspace = runs.file(LONG_CHECK), runs.folder / "workspace"
     for when in (at("data", message="reading"), at("sft", step=6), at("align", step=3), at("check", message="asking")):
         code, _ = runs.interrupt(file, when, signal.SIGKILL, "--no-serve")
         assert code == -signal.SIGKILL
@@ -83,10 +87,7 @@ def test_killed_at_every_stage_it_ends_with_the_same_artifacts(runs: Runs, strai
 
 def test_interrupted_by_the_user_it_says_so_and_continues(runs: Runs, straight: Path) -> None:
     runs.begin_with(straight, "curate")
-    # Long enough not to be over before the signal arrives.
-    file = runs.file(
-        RUN.replace("maxSteps: 12", "maxSteps: 60\n        epochs: 10").replace("batchSize: 16", "batchSize: 64")
-    )
+    file = runs.file(LONG_SFT)
     code, err = runs.interrupt(file, at("sft", step=5), signal.SIGINT, "--until", "sft")
     assert code == 130
     assert "the same command continues" in err
@@ -125,7 +126,7 @@ spec:
 
 def test_a_killed_training_worker_is_replaced(runs: Runs, straight: Path) -> None:
     runs.begin_with(straight, "curate")
-    file = runs.file()
+    file = runs.file(LONG_SFT)
     process = runs.start(file, "--until", "sft")
     assert process.stdout is not None
     events = []
@@ -134,12 +135,12 @@ def test_a_killed_training_worker_is_replaced(runs: Runs, straight: Path) -> Non
         if len(events) > 1 and at("sft", step=6)(events[-1]):
             os.kill(training_worker(process.pid), signal.SIGKILL)
             break
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     events += [json.loads(line) for line in out.splitlines()]
     assert process.returncode == 0, err
     assert any("a worker was lost" in e.get("message", "") for e in events)
     metrics = next((runs.folder / "workspace").glob("artifacts/sft/*/metrics.jsonl"))
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 13))
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 61))
 
 
 def training_worker(driver: int) -> int:

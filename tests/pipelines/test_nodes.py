@@ -29,7 +29,7 @@ from plumbline.stages import sft
 from plumbline.training import ray as groups
 
 go = Path(sys.argv.pop(1))
-groups.GRACE = 1.0
+groups.GRACE = 10.0
 
 def work(job, world, report):
     from plumbline.stages.sft import work

@@ -68,7 +68,11 @@ def test_two_drivers_of_one_run_do_not_collide(runs: Runs) -> None:
     first = runs.start(file, "--until", "data")
     assert first.stdout is not None
     assert json.loads(first.stdout.readline())["event"] == "started"
-    code, _, err = runs.run(file, "--until", "data")
+    first.send_signal(signal.SIGSTOP)  # else it may be done before the second looks
+    try:
+        code, _, err = runs.run(file, "--until", "data")
+    finally:
+        first.send_signal(signal.SIGCONT)
     assert code == 1
     assert "another `plumbline run`" in err
     first.communicate(timeout=120)

@@ -23,7 +23,7 @@ from support.adapters import adapter_artifact
 from support.encoders import encoder_folder
 from support.served import ENDLESS, endless_model
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 MESSAGES = [{"role": "user", "content": "Reverse the letters q k d."}]
 SLOTS = 4
@@ -41,7 +41,7 @@ class Served:
         return self.client.chat.completions.create(model=model, **fields)
 
     def running(self) -> int:
-        with urllib.request.urlopen(self.url.replace("/v1", "/healthz"), timeout=10) as response:
+        with urllib.request.urlopen(self.url.replace("/v1", "/healthz"), timeout=120) as response:
             return sum(model["running"] for model in json.load(response)["models"])
 
 

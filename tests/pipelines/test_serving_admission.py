@@ -21,7 +21,7 @@ from plumbline.serving.admission.replicas import running_replicas
 from plumbline.serving.chat import ServedModel
 from plumbline.serving.local import deployment
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 MODELS = [ServedModel("tiny", ModelReference(TINY), max_tokens=64)]
 ASK: dict[str, Any] = {
@@ -56,7 +56,7 @@ def renewed(path: Path) -> str:
 
 def when_known(url: str, key: str) -> openai.OpenAI:
     """A client whose key the server has read; the openai client asks again by itself."""
-    while httpx.get(f"{url}/models", headers={"authorization": f"Bearer {key}"}).status_code == 401:
+    while httpx.get(f"{url}/models", headers={"authorization": f"Bearer {key}"}, timeout=120).status_code == 401:
         pass
     return openai.OpenAI(base_url=url, api_key=key, max_retries=0)
 
@@ -92,7 +92,7 @@ def test_a_flood_is_sent_away_by_the_replica_and_not_by_the_proxy(served: tuple[
 def test_an_answer_has_one_id(served: tuple[str, Path]) -> None:
     url, _ = served
     for headers in ({}, {"x-request-id": "mine"}):
-        (found,) = httpx.get(f"{url}/models", headers=headers).headers.get_list("x-request-id")
+        (found,) = httpx.get(f"{url}/models", headers=headers, timeout=120).headers.get_list("x-request-id")
         assert found == headers.get("x-request-id", found)
 
 

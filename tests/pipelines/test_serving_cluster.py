@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ import pytest
 from plumbline.api.run import AlignmentRun
 from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.plan import Plan, make_plan
+from support.ports import free_port
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 WORKERS: dict[str, Any] = {"workers": [{"gpus": 1}]}
 
 
@@ -54,9 +54,7 @@ def port(ray_session: str) -> Iterator[int]:
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = probe.getsockname()[1]
+    free = free_port()
     serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host="127.0.0.1", port=free))
     yield free
     serve.shutdown()

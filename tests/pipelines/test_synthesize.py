@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -176,10 +177,14 @@ def test_a_killed_stage_pays_nothing_twice_and_makes_the_same_bytes(teacher: Tea
         teacher.answered.clear()
         teacher.bodies.clear()
         teacher.delay = lambda count: 0.03
+        ended = threading.Event()
+        # However late it is killed, there is something left to do.
+        teacher.held = lambda count, ended=ended: count > calls // 4 + 1 and not ended.is_set()
         process = subprocess.Popen([sys.executable, "-m", "plumbline.stage", str(file), "more"], stdout=subprocess.DEVNULL)
         wait_for(lambda process=process: len(teacher.bodies) > calls // 4 or process.poll() is not None)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
+        ended.set()
         wait_for(lambda: teacher.in_flight == 0)
         kept = {line for path in replies_of(stages) for line in path.read_text().splitlines()}
         assert len(kept) >= kills * (calls // 4 - 4)  # all but what was in flight

@@ -59,7 +59,7 @@ class ApiProxy:
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main(ready)), name="API proxy", daemon=True)
         self._thread.start()
-        ready.wait(10)
+        assert ready.wait(120)
         return self
 
     def __exit__(self, *error: object) -> None:

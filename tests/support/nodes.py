@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,16 +19,17 @@ from pathlib import Path
 from typing import Self
 
 from support.fake_kuberay.machine import FOLDER, kill
+from support.ports import free_port
 
 POLL = 0.1
 PATIENCE = 120  # seconds for a node to start or end
 HEAD = "head"
-DRAIN = 30  # seconds that a node waits on SIGTERM for its work to end, as a worker Pod does
-# Whoever vanishes is missed after three or four seconds, not twenty.
+DRAIN = 180  # seconds that a node waits on SIGTERM for its work to end, as a worker Pod does; without work it goes at once
+# Whoever vanishes is missed sooner than by default, and nobody who only stalls for ten seconds.
 IMPATIENT = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_timeout_ms": "10000",
     "RAY_health_check_failure_threshold": "3",
 }
 
@@ -144,7 +144,7 @@ class Nodes:
             with suppress(OSError, subprocess.SubprocessError):
                 self._network = Network(self._folder)
             self.apart = self._network is not None
-            self._port = 6379 if self.apart else _free_port()
+            self._port = 6379 if self.apart else free_port()
             self._head = self._begin(HEAD, cpus=0)
             self._await(self._head)
             self.address = f"{self._head.address}:{self._port}"
@@ -204,14 +204,14 @@ class Nodes:
             "node-ip-address": address,
             "num-cpus": cpus,
             "object-store-memory": 100 * 2**20,
-            "dashboard-agent-listen-port": _free_port(),
+            "dashboard-agent-listen-port": free_port(),
             "min-worker-port": 0,  # 0: any
             "max-worker-port": 0,
             "temp-dir": folder,
             **{option.replace("_", "-"): value for option, value in more.items()},
         }
         if name == HEAD:
-            options |= {"port": self._port, "ray-client-server-port": _free_port()}
+            options |= {"port": self._port, "ray-client-server-port": free_port()}
             spared = ["--head", "--no-monitor", "--include-dashboard=false"]
             head = f"{address}:{self._port}"
         else:
@@ -254,10 +254,3 @@ class Nodes:
             FOLDER: str(folder),
             "SPT_NOENV": "1",  # Ray's processes rename themselves; the new name shall not be written over FOLDER
         }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

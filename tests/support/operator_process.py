@@ -68,7 +68,7 @@ class Operator:
     def probe(self, path: str) -> int:
         """HTTP status of a probe; 0 where nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
@@ -76,9 +76,12 @@ class Operator:
             return 0
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Series of a metric, by their labels as written."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
+        """Series of a metric, by their labels as written; none where nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
+                lines = answer.read().decode().splitlines()
+        except OSError:
+            return {}
         found = [line.removeprefix(name).rpartition(" ") for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
         return {labels: float(value) for labels, _, value in found}
 

@@ -46,7 +46,7 @@ class Project:
     def condition(self, type: str, name: str = "run") -> Object:
         return next((one for one in self.status(name).get("conditions", ()) if one["type"] == type), {})
 
-    def wait(self, true: Callable[[], Any], timeout: float = 45, name: str = "run") -> Any:
+    def wait(self, true: Callable[[], Any], timeout: float = 150, name: str = "run") -> Any:
         """Until something is true; returns it.
 
         Raises:

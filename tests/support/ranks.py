@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
+
+from support.ports import free_port
 
 
 def run_ranks(function: Callable[..., None], *arguments: Any, size: int = 2) -> None:
     """Call a module-level function in `size` processes, under plain torch.distributed; each must end well."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("spawn")
     ranks = [context.Process(target=_rank, args=(rank, size, port, function, arguments)) for rank in range(size)]
     for process in ranks:

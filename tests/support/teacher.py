@@ -39,6 +39,9 @@ class Teacher:
         answer: body → text, or a whole body of an answer.
         fault: see `Fault`.
         delay: seconds before an answer, by how many requests came so far.
+
+    Attributes:
+        held: whether an answer waits still, by how many requests had come.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Teacher:
         delay: Callable[[int], float] = lambda count: 0.0,
     ) -> None:
         self.answer, self.fault, self.delay = answer, fault, delay
+        self.held: Callable[[int], bool] = lambda count: False
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.bodies: list[Body] = []
@@ -81,11 +85,14 @@ class Teacher:
         key = json.dumps(body, sort_keys=True)
         self.asked[key] += 1
         self.bodies.append(body)
+        count = len(self.bodies)
         self.headers.append(dict(request.headers))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            await asyncio.sleep(self.delay(len(self.bodies)))
+            await asyncio.sleep(self.delay(count))
+            while self.held(count):
+                await asyncio.sleep(0.01)
             fault = self.fault(request, body, self.asked[key])
             if fault is not None:
                 return fault

@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import random
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +38,7 @@ from plumbline.training.engine import TrainEngine
 from plumbline.training.model import build_trainable
 from plumbline.training.objectives.sft import sft
 from plumbline.training.world import World
+from support.ports import free_port
 
 TRICKY = [
     "hello, world 12345 and\tdef f(x):\n    return x ** 2  # 注释\n",
@@ -501,9 +501,7 @@ def _rank(rank: int, port: int, sharding: str, rows: Any, alone: bool, out: str)
     ("sharding", "rows", "alone"), [("fsdp2", "new", True), ("fsdp2", "all", False), ("replicate", "new", False)]
 )
 def test_two_ranks_give_the_steps_of_one(sharding: str, rows: Any, alone: bool, extended: Extended, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     out = str(tmp_path / "rank0.pt")
     context = multiprocessing.get_context("spawn")
     ranks = [context.Process(target=_rank, args=(r, port, sharding, rows, alone, out)) for r in range(2)]

@@ -233,7 +233,7 @@ def ask_hub(endpoint: str, name: str = "hf://org/name", revision: str = "") -> s
         env=os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "none"},
         capture_output=True,
         text=True,
-        timeout=25,
+        timeout=120,
         check=True,
     )
     assert done.stdout.count("\n") == 1, "one sentence in one line"

@@ -207,7 +207,7 @@ def test_memory_is_bounded(base: Base, workspace: Workspace, expected: dict[str,
         for _ in range(2):
             assert "adapters.maxMegabytes allows" in (await client.refused("dora"))[2]
         for thread in [one for one in threading.enumerate() if one.name == "engine-dora"]:
-            thread.join(10)
+            thread.join(120)
             assert not thread.is_alive()
         assert client.adapters._failed["dora"][1].__traceback__ is None  # its frames would hold the model
 

@@ -283,7 +283,7 @@ def test_a_thousand_streams_at_the_same_time(url: str, models: Models, client: h
 
 
 def test_a_server_whose_engine_failed_is_neither_ready_nor_healthy(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    with listening(create_app(models)) as url, httpx.Client(base_url=url, trust_env=False) as client:
+    with listening(create_app(models)) as url, httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
         for path in ("/readyz", "/healthz"):
             assert (client.get(path).status_code, client.get(path).json()["status"]) == (200, "ok")
         monkeypatch.setattr(models.loaded()[0].engine, "failure", RuntimeError("out of memory"))

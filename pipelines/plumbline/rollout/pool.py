@@ -138,6 +138,8 @@ class RolloutPool:
         ready: list[ray.ObjectRef] = []
         if waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=seconds)
+            if ready:  # all that are: nobody is to be judged while what it has reported is unread
+                ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
         else:
             time.sleep(seconds)
         finished: list[tuple[int, list[Completion]]] = []

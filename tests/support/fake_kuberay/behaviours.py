@@ -8,11 +8,13 @@ from typing import Literal
 
 from plumbline.api.report import Failure, Verdict
 from plumbline.api.status import StageProgress
-from support.fake_kuberay.kubelet import condition, container, happens, now
+from support.fake_kuberay.kubelet import LEAD, condition, container, happens, now
 from support.fake_kuberay.ray_jobs import Behaviour, RayJob, validation_failed
 
 __all__ = ["validation_failed"]
 TRACEBACK = 'Traceback (most recent call last):\n  File "/app/train.py", line 7, in step\nRuntimeError: loss is nan'
+NEVER = 600
+"""Seconds from now to the begin of a wait that no test sees the end of."""
 NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: not eligible."
 NO_IMAGE = 'Back-off pulling image "registry.example/none:1": ErrImagePull: not found'
 QUOTA = 'pods "head" is forbidden: exceeded quota: gpus, requested: nvidia.com/gpu=8, used: nvidia.com/gpu=4, limited: nvidia.com/gpu=8'
@@ -118,10 +120,12 @@ def unreachable(gives_up: bool = False, back: threading.Event | None = None) -> 
         gives_up: as KubeRay 1.7 does after 300 s; earlier versions say `Running` for ever.
         back: it answers again, and the job succeeds.
     """
+    # The operator waits 10 seconds. It shall lose patience soon, or not at all where something else is to end the wait.
+    since = -7 if back is None and not gives_up else NEVER
 
     async def play(job: RayJob) -> None:
         await job.start()
-        await job.status(jobStatusCheckFailureStartTime=now())
+        await job.status(jobStatusCheckFailureStartTime=now(since))
         if back is not None:
             await happens(back)
             await job.status(jobStatusCheckFailureStartTime=None)
@@ -184,6 +188,7 @@ def out_of_memory(head: bool = True) -> Behaviour:
         killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "startedAt": now(), "finishedAt": now()}}
         running = container(pod, {"running": {"startedAt": now()}}, restarts=1, last=killed)
         await job.cluster.kubelet.status(pod, phase="Running", containerStatuses=[running])
+        await asyncio.sleep(LEAD)
         await job.end("Failed", "FAILED", "AppFailed", "Job supervisor actor died: The actor died unexpectedly")
 
     return play
@@ -196,8 +201,8 @@ def node_lost() -> Behaviour:
         await job.start()
         words = "Taint manager: deleting due to NoExecute taint"
         await job.cluster.kubelet.disrupted(job.heads[0], "DeletionByTaintManager", words)
-        await job.status(jobStatusCheckFailureStartTime=now())
-        await asyncio.sleep(1)  # for KubeRay's 300: watches of Pods and of RayJobs need not be equally fast
+        await job.status(jobStatusCheckFailureStartTime=now(NEVER))
+        await asyncio.sleep(LEAD)  # for KubeRay's 300
         await job.end("Failed", "RUNNING", "JobStatusCheckTimeoutExceeded", "Job status check timed out after 300s")
 
     return play

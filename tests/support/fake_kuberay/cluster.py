@@ -91,7 +91,7 @@ class FakeCluster:
         """(attempt, state) of a stage's children, in order."""
         return [(e.attempt, e.state) for e in list(self.journal) if (e.namespace, e.stage) == (namespace, stage)]
 
-    def wait(self, namespace: str, stage: str, state: str, attempt: int | None = None, timeout: float = 60) -> None:
+    def wait(self, namespace: str, stage: str, state: str, attempt: int | None = None, timeout: float = 150) -> None:
         """Until a child has been in a state.
 
         Raises:
@@ -128,7 +128,7 @@ class FakeCluster:
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="fake cluster", daemon=True)
         self._thread.start()
-        self._started.wait(10)
+        assert self._started.wait(120)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -137,7 +137,7 @@ class FakeCluster:
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Something done in the thread of the fake."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
 
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from plumbline.api import labels
@@ -14,10 +14,14 @@ from support.rest import CLAIMS, PODS, SECRETS, Object, Rest
 FINALIZER = "plumbline.test/kubelet"  # a Pod stays visible as terminating until the kubelet lets go
 NODE = "node-1"
 POLL = 0.05
+LEAD = 5.0
+"""Seconds from what happened to a Pod to the end of its job, where the operator tells the one by the other: watches of
+different kinds need not be equally fast, and nothing that the operator writes says that it has seen the Pod."""
 
 
-def now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def now(shift: float = 0.0) -> str:
+    """The time in whole seconds, or one that is later by so many seconds."""
+    return (datetime.now(UTC) + timedelta(seconds=shift)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def condition(type: str, status: str, reason: str = "", message: str = "") -> dict[str, str]:

@@ -14,7 +14,7 @@ from plumbline.api.report import Failure, PlannedStage, PlanReport, plan_key, ru
 from plumbline.api.run import AlignmentRun
 from plumbline.graph import build_graph, fingerprints
 from plumbline.plan import Plan
-from support.fake_kuberay.kubelet import condition, now
+from support.fake_kuberay.kubelet import LEAD, condition, now
 from support.rest import JOBS, Object
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class PlanJob:
             conditions = [condition("SuccessCriteriaMet", "True"), condition("Complete", "True", "CompletionsReached")]
             await self._status(active=0, succeeded=1, completionTime=now(), conditions=conditions)
         else:
+            await asyncio.sleep(LEAD)
             words = "Job has reached the specified backoff limit"
             conditions = [condition(name, "True", "BackoffLimitExceeded", words) for name in ("FailureTarget", "Failed")]
             await self._status(active=0, failed=1, conditions=conditions)
