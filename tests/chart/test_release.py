@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from kubernetes import client, config
 from support import chart
 from support.apiserver import find_api_server
 from support.chart import NAMESPACE, RELEASE
+from support.definitions import establish
 
 pytestmark = pytest.mark.apiserver
 CRD = "alignmentruns.plumbline.dev"
@@ -62,18 +62,12 @@ def serve_ray_jobs(extensions: client.ApiextensionsV1Api) -> None:
     schema = {"openAPIV3Schema": {"type": "object"}}
     names = {"kind": "RayJob", "plural": "rayjobs", "singular": "rayjob", "listKind": "RayJobList"}
     version = {"name": "v1", "served": True, "storage": True, "schema": schema}
-    extensions.create_custom_resource_definition(
+    establish(
+        extensions,
         {
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
             "metadata": {"name": "rayjobs.ray.io"},
             "spec": {"group": "ray.io", "scope": "Namespaced", "names": names, "versions": [version]},
-        }
+        },
     )
-    deadline = time.monotonic() + 120
-    while not any(
-        one.type == "Established" and one.status == "True"
-        for one in extensions.read_custom_resource_definition("rayjobs.ray.io").status.conditions or []
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

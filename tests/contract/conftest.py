@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from kubernetes import client, config
 from plumbline.api import crd
 from plumbline.cli import main
 from support.apiserver import ApiServer, find_api_server
+from support.definitions import establish
 from support.observed_run import Access, Command, ObservedRun
 from support.runs import Runs
 
@@ -27,17 +27,7 @@ def api_server() -> Iterator[ApiServer]:
 @pytest.fixture(scope="session")
 def runs(api_server: ApiServer) -> Runs:
     api = config.new_client_from_config(config_file=api_server.kubeconfig)
-    extensions = client.ApiextensionsV1Api(api)
-    definition = crd.render()
-    extensions.create_custom_resource_definition(definition)
-    name = definition["metadata"]["name"]
-    deadline = time.monotonic() + 120
-    while True:
-        conditions = extensions.read_custom_resource_definition(name).status.conditions or []
-        if any(c.type == "Established" and c.status == "True" for c in conditions):
-            break
-        assert time.monotonic() < deadline, f"{name} was not established: {conditions}"
-        time.sleep(0.05)
+    establish(client.ApiextensionsV1Api(api), crd.render())
     if not client.CoreV1Api(api).list_namespace(field_selector="metadata.name=default").items:
         client.CoreV1Api(api).create_namespace({"metadata": {"name": "default"}})
     return Runs(api)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -14,6 +13,7 @@ from kubernetes import client, config
 from plumbline.api import crd
 from support import kuberay_crds
 from support.apiserver import ApiServer, find_api_server
+from support.definitions import establish
 from support.installation import Installation
 from support.project import Project
 
@@ -54,15 +54,7 @@ def bare_server() -> Iterator[ApiServer]:
     """An API server on which everyone may do everything, with our types and KubeRay's, and without an operator."""
     with find_api_server() as server:
         api = config.new_client_from_config(config_file=server.kubeconfig)
-        extensions, definition = client.ApiextensionsV1Api(api), crd.render()
-        extensions.create_custom_resource_definition(definition, _preload_content=False)
-        name, deadline = definition["metadata"]["name"], time.monotonic() + 120
-        while not any(
-            one.type == "Established" and one.status == "True"
-            for one in extensions.read_custom_resource_definition(name).status.conditions or []
-        ):
-            assert time.monotonic() < deadline, f"{name} was not established"
-            time.sleep(0.05)
+        establish(client.ApiextensionsV1Api(api), crd.render())
         kuberay_crds.load(api, ("rayjobs", "rayservices"))
         yield server
 

@@ -16,6 +16,7 @@ import pytest
 from ray.serve._private.haproxy import get_haproxy_binary
 
 from plumbline.ray_environment import _fast_proxy
+from support.ports import free_port
 
 WRITE = """
 import sys
@@ -64,9 +65,7 @@ def proxy() -> Iterator[int]:
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     settings = _fast_proxy()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ports = [str(one) for one in (port, *(server.server_port for server in servers))]
     subprocess.run([sys.executable, "-c", WRITE, *ports], check=True, env=os.environ | settings)
     config = settings["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]

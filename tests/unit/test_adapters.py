@@ -37,7 +37,7 @@ from plumbline.models.reference import ModelReference
 from plumbline.models.virtual_tokens import table
 from plumbline.rollout.engine import Request, Sampling, build_engine, generate
 from plumbline.serving.chat import ChatModel, ServedModel
-from plumbline.serving.openai_schema import ChatCompletionRequest
+from plumbline.serving.openai_requests import ChatCompletionRequest
 from plumbline.stages import preference
 from plumbline.stages import sft as sft_stage
 from plumbline.training.batch import MicroBatch, Sequence, collate, micro_batches

@@ -13,7 +13,7 @@ import pytest
 from plumbline.cli import main
 from plumbline.errors import EXIT_INVALID, InvalidInput
 from plumbline.serving.admission.keys import LOOK_SECONDS, ApiKey, KeyFile, digest, new_key, read_keys, write_keys
-from plumbline.serving.openai_schema import OpenAIError
+from plumbline.serving.openai_answers import OpenAIError
 
 
 class Clock:

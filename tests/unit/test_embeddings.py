@@ -25,7 +25,8 @@ from plumbline.serving.chat import ChatModel, ServedModel
 from plumbline.serving.embeddings import PASS_TEXTS, EmbeddingModel, EncoderThread, _Job, in_turns, load_served, passes
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models
-from plumbline.serving.openai_schema import EmbeddingRequest, OpenAIError
+from plumbline.serving.openai_answers import OpenAIError
+from plumbline.serving.openai_requests import EmbeddingRequest
 from support.encoders import LONGEST, encoder_folder
 from support.web import listening
 

@@ -16,7 +16,7 @@ from plumbline.models.reference import ModelReference
 from plumbline.serving.chat import ChatModel, ServedModel
 from plumbline.serving.metrics import Observed
 from plumbline.serving.models import Models
-from plumbline.serving.openai_schema import ChatCompletionRequest
+from plumbline.serving.openai_requests import ChatCompletionRequest
 from plumbline.serving.release.controller import Report, State
 from plumbline.serving.release.record import Version
 from plumbline.serving.release.replica import Release

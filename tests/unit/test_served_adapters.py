@@ -31,7 +31,7 @@ from plumbline.serving.engine_process import EngineProcess
 from plumbline.serving.engine_thread import AdapterEngine
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models
-from plumbline.serving.openai_schema import ChatCompletionRequest
+from plumbline.serving.openai_requests import ChatCompletionRequest
 from support.adapters import adapter_artifact
 
 MESSAGES = [{"role": "user", "content": "Reverse the letters q k d."}]

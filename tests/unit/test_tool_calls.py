@@ -21,7 +21,7 @@ from plumbline.serving.engine_loading import EngineLimits
 from plumbline.serving.engine_thread import EngineThread
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models
-from plumbline.serving.openai_schema import ChatCompletionRequest
+from plumbline.serving.openai_requests import ChatCompletionRequest
 from plumbline.serving.tool_calls import Call, ToolCallReader
 from support.web import listening
 

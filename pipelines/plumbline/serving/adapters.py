@@ -26,7 +26,7 @@ from plumbline.rollout.low_rank import LowRank
 from plumbline.serving.chat import ChatModel, ServedModel
 from plumbline.serving.engine_loading import start_engine
 from plumbline.serving.engine_thread import AdapterEngine, EngineThread
-from plumbline.serving.openai_schema import ModelCard, OpenAIError
+from plumbline.serving.openai_answers import ModelCard, OpenAIError
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from plumbline.serving.engine_loading import EngineLimits, load_engine
 from plumbline.serving.engine_process import EngineProcess
 from plumbline.serving.engine_readers import EngineReaders
 from plumbline.serving.engine_thread import AdapterEngine, EngineThread
-from plumbline.serving.openai_schema import ChatCompletionRequest, FinishReason, OpenAIError, SampledRequest
+from plumbline.serving.openai_answers import FinishReason, OpenAIError
+from plumbline.serving.openai_requests import ChatCompletionRequest, SampledRequest
 from plumbline.serving.text import Detokenizer, StopStrings, TokenNames
 
 if TYPE_CHECKING:

@@ -12,13 +12,12 @@ from plumbline.rollout.engine import Request, Token
 from plumbline.serving.chat import ChatModel, Piece
 from plumbline.serving.completions import finite, usage
 from plumbline.serving.merging import gathered, merged
-from plumbline.serving.openai_schema import (
+from plumbline.serving.openai_answers import (
     AnsweredCall,
     AnsweredFunction,
     AnswerMessage,
     ChatCompletion,
     ChatCompletionChunk,
-    ChatCompletionRequest,
     Choice,
     ChoiceLogprobs,
     ChunkChoice,
@@ -28,6 +27,7 @@ from plumbline.serving.openai_schema import (
     TokenLogprob,
     TopLogprob,
 )
+from plumbline.serving.openai_requests import ChatCompletionRequest
 from plumbline.serving.text import REPLACEMENT
 from plumbline.serving.tool_calls import Call, ToolCallReader
 

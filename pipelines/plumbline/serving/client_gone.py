@@ -9,7 +9,7 @@ from typing import TypeVar
 from fastapi import Request
 
 from plumbline.serving.metrics import CLIENT_GONE
-from plumbline.serving.openai_schema import OpenAIError
+from plumbline.serving.openai_answers import OpenAIError
 
 T = TypeVar("T")
 

@@ -12,16 +12,16 @@ from typing import Any
 from plumbline.rollout.engine import Likely, Request, Scored, Scoring, Token
 from plumbline.serving.chat import LONGEST_TOKEN, ChatModel, Piece, answers_to
 from plumbline.serving.merging import gathered, merged
-from plumbline.serving.openai_schema import (
+from plumbline.serving.openai_answers import (
     LEAST_LOGPROB,
     CompletionChoice,
     CompletionLogprobs,
-    CompletionRequest,
     FinishReason,
     OpenAIError,
     TextCompletion,
     Usage,
 )
+from plumbline.serving.openai_requests import CompletionRequest
 from plumbline.serving.text import TokenNames
 
 NO_ANSWER: FinishReason = "length"

@@ -16,7 +16,8 @@ from torch import Tensor
 from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.models.encoder import Encoder, is_encoder, load_encoder
 from plumbline.serving.chat import LONGEST_TOKEN, ChatModel, ServedModel
-from plumbline.serving.openai_schema import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage, OpenAIError
+from plumbline.serving.openai_answers import Embedding, EmbeddingList, EmbeddingUsage, OpenAIError
+from plumbline.serving.openai_requests import EmbeddingRequest
 
 PASS_TOKENS = 16_384  # of one forward pass, padding included; activations of a base model stay below a gigabyte
 PASS_TEXTS = 64  # of all readers in turns, so that none waits for all of another's

@@ -24,22 +24,19 @@ from plumbline.serving.embeddings import EmbeddingModel
 from plumbline.serving.http_errors import add_error_handlers, as_openai_error
 from plumbline.serving.metrics import Observation, Observer, Observing
 from plumbline.serving.models import Models
-from plumbline.serving.openai_schema import (
+from plumbline.serving.openai_answers import (
     ChatCompletion,
     ChatCompletionChunk,
-    ChatCompletionRequest,
-    CompletionRequest,
     EmbeddingList,
-    EmbeddingRequest,
     Health,
     ModelCard,
     ModelHealth,
     ModelList,
     OpenAIError,
-    StreamOptions,
     TextCompletion,
     server_sent_event,
 )
+from plumbline.serving.openai_requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, StreamOptions
 from plumbline.serving.openapi import ERRORS, answers, describe
 from plumbline.serving.playground import page as playground
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from plumbline.errors import InvalidInput, PlumblineError
-from plumbline.serving.openai_schema import OpenAIError
+from plumbline.serving.openai_answers import OpenAIError
 
 SHOWN = 60  # characters of a value in a message
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from plumbline.serving.openai_schema import (
+from plumbline.serving.openai_answers import (
     ChatCompletion,
     ChatCompletionChunk,
     Choice,

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from plumbline.serving.adapters import Adapters
 from plumbline.serving.chat import ChatModel
 from plumbline.serving.embeddings import EmbeddingModel
-from plumbline.serving.openai_schema import ModelCard, OpenAIError
+from plumbline.serving.openai_answers import ModelCard, OpenAIError
 
 NAMED = 20  # models in a message
 AnyModel = ChatModel | EmbeddingModel

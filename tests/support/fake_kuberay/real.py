@@ -22,7 +22,7 @@ from support.fake_kuberay.machine import Machine, Pod
 from support.fake_kuberay.plan_jobs import PlanJob
 from support.fake_kuberay.ray_jobs import RayJob
 from support.fake_kuberay.ray_services import Backend, RayService
-from support.operator_process import free_port
+from support.ports import free_port
 from support.rest import Object
 
 HOST = "127.0.0.1"

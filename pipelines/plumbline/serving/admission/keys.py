@@ -27,7 +27,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from plumbline.api.base import PositiveInt, SpecModel
 from plumbline.api.problems import field_path
 from plumbline.errors import InvalidInput, one_line
-from plumbline.serving.openai_schema import OpenAIError
+from plumbline.serving.openai_answers import OpenAIError
 
 log = logging.getLogger(__name__)
 

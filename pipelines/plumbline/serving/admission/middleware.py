@@ -16,7 +16,7 @@ from plumbline.serving.admission.audit import MOST_BYTES, asked
 from plumbline.serving.admission.gate import Admission
 from plumbline.serving.admission.limits import Caller
 from plumbline.serving.admission.refusal import TooManyRequests
-from plumbline.serving.openai_schema import OpenAIError, server_sent_event
+from plumbline.serving.openai_answers import OpenAIError, server_sent_event
 
 OPEN = ("/", "/healthz", "/readyz", "/openapi.json", "/docs")
 """What is shown to anybody. All else needs a key, so that nothing new is open by oversight."""

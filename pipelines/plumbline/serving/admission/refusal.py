@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from plumbline.serving.openai_schema import OpenAIError
+from plumbline.serving.openai_answers import OpenAIError
 
 LONGEST_WAIT = 3600.0  # seconds that anybody is told to wait
 

@@ -19,7 +19,7 @@ from plumbline.serving import chat_completions
 from plumbline.serving.chat import ChatModel
 from plumbline.serving.metrics import Observed
 from plumbline.serving.models import AnyModel, Models
-from plumbline.serving.openai_schema import ChatCompletionRequest
+from plumbline.serving.openai_requests import ChatCompletionRequest
 from plumbline.serving.release.controller import Report, State
 from plumbline.serving.release.figures import Figures, Window
 from plumbline.serving.release.judging import Judge

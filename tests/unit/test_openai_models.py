@@ -25,7 +25,8 @@ from plumbline.serving.engine_loading import cache_plan
 from plumbline.serving.engine_thread import EngineThread
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models
-from plumbline.serving.openai_schema import ChatCompletionChunk, ChatCompletionRequest, ChunkChoice, Delta, Usage
+from plumbline.serving.openai_answers import ChatCompletionChunk, ChunkChoice, Delta, Usage
+from plumbline.serving.openai_requests import ChatCompletionRequest
 from plumbline.serving.text import Detokenizer, StopStrings
 
 MESSAGES = [{"role": "user", "content": "Reverse the letters q k d."}]
