@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 from plumbline.training.batch import MicroBatch, Sequence, collate
-from plumbline.training.kernels import fuse_layers, states_at
+from plumbline.training.kernels import compile_layers, fuse_layers, states_at
 from plumbline.training.lora import project
 from support.families import FAMILIES, SIZES, tiny
 
@@ -55,7 +56,8 @@ def results(model: PeftModel, batch: MicroBatch, places: torch.Tensor | None = N
 
 
 def taken_over(model: PeftModel) -> int:
-    return sum("forward" in vars(one) and one.forward.func.__module__.endswith("kernels") for one in model.modules())
+    forwards = [getattr(vars(one).get("forward"), "func", None) for one in model.modules()]
+    return sum(forward is not None and forward.__module__.endswith("kernels") for forward in forwards)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -150,6 +152,25 @@ def test_packed_rows_with_layers_that_were_given_back() -> None:
             vars(module).pop("forward", None)
     for theirs, ours in zip(results(own, rows(True)), results(fused, rows(True)), strict=True):
         assert (ours - theirs).norm() <= 3e-5 * theirs.norm()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("family", "trained", "still"),
+    [("llama", "lora_", 11), ("qwen3", "lora_", 15), ("llama", "norm", 2)],
+    ids=["llama", "qwen3", "trained norms"],
+)
+def test_compiled_layers(family: str, trained: str, still: int) -> None:
+    """Layers that are computed here stay so, with one pass for several; others are compiled whole."""
+    own, fused = build(family, False), build(family, True)
+    for model in (own, fused):
+        for name, p in model.named_parameters():
+            p.requires_grad_(trained in name)
+    compile_layers(fused.get_base_model().model.layers)
+    assert taken_over(fused) == still
+    for batch in (rows(True), rows(False)):
+        for theirs, ours in zip(results(own, batch), results(fused, batch), strict=True):
+            assert (ours - theirs).norm() <= 3e-5 * theirs.norm()
 
 
 def test_generation_with_a_cache_and_padding_on_the_left() -> None:

@@ -430,8 +430,13 @@ def _steps(parallelism: dict[str, Any], file: str) -> None:
 
 @pytest.mark.parametrize(
     "parallelism",
-    [{"sharding": "fsdp2"}, {"sharding": "fsdp2", "activation_checkpointing": True}, {"sharding": "replicate"}],
-    ids=["fsdp2", "fsdp2, layers again", "replicate"],
+    [
+        {"sharding": "fsdp2"},
+        {"sharding": "fsdp2", "activation_checkpointing": True},
+        {"sharding": "fsdp2", "cpu_offload": True},
+        {"sharding": "replicate"},
+    ],
+    ids=["fsdp2", "fsdp2, layers again", "fsdp2, shards in memory", "replicate"],
 )
 def test_two_ranks_give_the_step_of_one(parallelism: dict[str, Any], tmp_path: Path) -> None:
     """Ranks with different numbers of micro-batches, under plain torch.distributed."""

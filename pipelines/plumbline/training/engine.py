@@ -24,6 +24,7 @@ from plumbline.api.stages.training import OptimizerSpec, ParallelismSpec
 from plumbline.errors import InvalidInput
 from plumbline.training.batch import MicroBatch
 from plumbline.training.checkpoint import OPTIMIZER, PARAMETERS, Checkpoint, Piece
+from plumbline.training.kernels import compile_layers
 from plumbline.training.model import TargetLogProbs
 from plumbline.training.objectives import Objective
 from plumbline.training.optimizer import adamw
@@ -56,10 +57,7 @@ class TrainEngine:
         self.sharded = parallelism.sharding == "fsdp2" and (world.size > 1 or parallelism.cpu_offload)
         if parallelism.compile:
             _check_compiler()
-            for layer in model.layers:
-                for module in layer.modules():
-                    module.__dict__.pop("forward", None)  # nodes of our own, which would be compiled anew for each layer
-                layer.forward = torch.compile(layer.forward, dynamic=True)  # micro-batches differ in shape
+            compile_layers(model.layers)
         if parallelism.activation_checkpointing:
             for layer in model.layers:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

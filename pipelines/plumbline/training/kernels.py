@@ -7,7 +7,7 @@ stay as they are. Weights are read when a layer is called, so sharding and recom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,9 +17,9 @@ from torch import nn
 from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from plumbline.training.elementwise import EAGER, Elementwise, Tensors, compiled
 from plumbline.training.lora import fuse_lora, project
 
-Tensors = tuple[torch.Tensor, ...]
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 """Inputs to try a layer with."""
 Mix = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -46,6 +46,28 @@ def fuse_layers(model: nn.Module) -> None:
         last = module.layers[-1]
         if _is_layer(last) and _agree(last, _every_place, _layer_example):
             last.forward = partial(_layer, last)
+
+
+def compile_layers(layers: Iterable[nn.Module]) -> None:
+    """Let layers that are computed here do in one pass what they do to each number by itself. A layer of which something is not, such as
+    one whose norms are trained, is compiled whole as it came, once for all that are like it."""
+    for layer in layers:
+        ours = [module for module in layer.modules() if _is_of(vars(module).get("forward"), _norm, _mlp, _attention)]
+        norms = [module for module in layer.modules() if "Norm" in type(module).__name__]
+        if {_attention, _mlp} <= {module.forward.func for module in ours} and all(
+            norm in ours and not norm.weight.requires_grad for norm in norms
+        ):
+            for module in ours:
+                vars(module)["each"] = compiled()
+            continue
+        for module in layer.modules():
+            vars(module).pop("forward", None)  # nodes of our own would be compiled anew for each layer
+        layer.forward = torch.compile(layer.forward, dynamic=True)  # micro-batches differ in shape
+
+
+def _elementwise(module: nn.Module) -> Elementwise:
+    each: Elementwise = vars(module).get("each", EAGER)
+    return each
 
 
 @contextmanager
@@ -100,27 +122,23 @@ def _norm(norm: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     if norm.weight.requires_grad or norm.weight.dtype != hidden_states.dtype:
         own: torch.Tensor = type(norm).forward(norm, hidden_states)
         return own
-    y: torch.Tensor = _Norm.apply(hidden_states, norm.weight, norm.variance_epsilon)
+    y: torch.Tensor = _Norm.apply(hidden_states, norm.weight, norm.variance_epsilon, _elementwise(norm))
     return y
 
 
 class _Norm(torch.autograd.Function):
-    """w·x / sqrt(mean x² + ε) with w frozen; in float32 until w comes in."""
+    """With the weight frozen."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        exact = x.float()
-        scale = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_()
-        scale = scale.div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float, each: Elementwise) -> torch.Tensor:
+        y, scale = each.normed(x, weight, epsilon)
         ctx.save_for_backward(x, weight, scale)
-        return (exact * scale).to(x.dtype).mul_(weight)
+        ctx.each = each
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        exact, d = x.float(), (gradients[0] * weight).float()
-        along = (d * exact).sum(-1, keepdim=True).mul_(scale**3).div_(-x.shape[-1])
-        return d.mul_(scale).addcmul_(exact, along).to(x.dtype), None, None
+        return ctx.each.normed_back(gradients[0], *ctx.saved_tensors), None, None, None
 
 
 # --- gated MLPs
@@ -139,23 +157,21 @@ def _mlp_example(mlp: Any) -> Example:
 
 def _mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
     gate, up = project(x, [mlp.gate_proj, mlp.up_proj])
-    y: torch.Tensor = mlp.down_proj(_Gated.apply(gate, up))
+    y: torch.Tensor = mlp.down_proj(_Gated.apply(gate, up, _elementwise(mlp)))
     return y
 
 
 class _Gated(torch.autograd.Function):
-    """silu(gate)·up."""
-
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        open_ = nn.functional.silu(gate)
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, each: Elementwise) -> torch.Tensor:
+        y, open_ = each.gated(gate, up)
         ctx.save_for_backward(gate, up, open_)
-        return open_ * up
+        ctx.each = each
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        gate, up, open_ = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradients[0] * up, gate), gradients[0] * open_
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return *ctx.each.gated_back(gradients[0], *ctx.saved_tensors), None
 
 
 # --- attention
@@ -201,7 +217,7 @@ def _attention(
     q, k, v = (part.view(*part.shape[:-1], -1, attention.head_dim) for part in parts)
     if hasattr(attention, "q_norm"):
         q, k = attention.q_norm(q), attention.k_norm(k)
-    q, k = _Rotary.apply(q, k, cos.unsqueeze(2), sin.unsqueeze(2))
+    q, k = _Rotary.apply(q, k, cos.unsqueeze(2), sin.unsqueeze(2), _elementwise(attention))
     dropout = attention.attention_dropout if attention.training else 0.0
 
     def mix(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -247,29 +263,17 @@ def _segments(position_ids: torch.Tensor) -> tuple[list[int], list[int]]:
 
 
 class _Rotary(torch.autograd.Function):
-    """Queries and keys [R, T, heads, D] turned by cos and sin [R, T, 1, D]."""
-
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Tensors:
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, each: Elementwise
+    ) -> Tensors:
         ctx.save_for_backward(cos, sin)
-        first, second = sin.chunk(2, -1)
-        return _turned(q, cos, first, second, 1), _turned(k, cos, first, second, 1)
+        ctx.each = each
+        return each.turned(q, k, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        first, second = sin.chunk(2, -1)
-        d_q, d_k = (_turned(g, cos, second, first, -1) for g in gradients)
-        return d_q, d_k, None, None
-
-
-def _turned(x: torch.Tensor, cos: torch.Tensor, first: torch.Tensor, second: torch.Tensor, sign: int) -> torch.Tensor:
-    """(x₁, x₂) → (x₁·cos₁ - sign·x₂·first, x₂·cos₂ + sign·x₁·second)."""
-    y = x * cos
-    (x1, x2), (y1, y2) = x.chunk(2, -1), y.chunk(2, -1)
-    y1.addcmul_(x2, first, value=-sign)
-    y2.addcmul_(x1, second, value=sign)
-    return y
+        return *ctx.each.turned_back(*gradients, *ctx.saved_tensors), None, None, None
 
 
 # --- the last layer
@@ -324,10 +328,10 @@ def states_at(decoder: Any, places: torch.Tensor, **inputs: Any) -> torch.Tensor
     return states if known else states.index_select(0, places)
 
 
-def _is_of(forward: Any, kind: Callable[..., Any]) -> bool:
-    """Whether a layer's forward pass is `kind`'s, or computes that one again in the backward pass."""
+def _is_of(forward: Any, *kinds: Callable[..., Any]) -> bool:
+    """Whether a layer's forward pass is that of one of `kinds`, or computes it again in the backward pass."""
     while isinstance(forward, partial):
-        if forward.func is kind:
+        if forward.func in kinds:
             return True
         forward = forward.args[0] if forward.args else None
     return False
@@ -375,5 +379,5 @@ def _knows_segments(decoder: Any, attentions: list[nn.Module]) -> bool:
 
 
 def shares_prompts(decoder: Any) -> bool:
-    """Whether a decoder computes rows in which sequences share their first tokens, now: who compiles layers takes them away."""
+    """Whether a decoder computes rows in which sequences share their first tokens, now: who compiles layers whole takes them away."""
     return _is_of(vars(decoder).get("forward"), _decoder) and _knows_segments(decoder, _attentions(decoder))

@@ -39,6 +39,7 @@ class TargetLogProbs(nn.Module):
         super().__init__()
         self.causal = causal
         self._handover = Handover(causal) if isinstance(causal, PeftModel) else None
+        self._dropouts = [module for name, module in causal.named_modules() if name.endswith("lora_dropout")]
         fuse_layers(causal)
 
     @property
@@ -54,7 +55,7 @@ class TargetLogProbs(nn.Module):
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether rows in which sequences share their first tokens are computed rightly, now; not where layers were compiled."""
+        """Whether rows in which sequences share their first tokens are computed rightly, now; not where layers were compiled whole."""
         return not self.virtual_tokens and shares_prompts(self.base.get_decoder())
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0) -> torch.Tensor:
@@ -102,10 +103,10 @@ class TargetLogProbs(nn.Module):
 
     def train_adapter(self) -> None:
         """Dropout on the adapter only: the base stays the model that is served."""
-        self.eval()
-        for name, module in self.named_modules():
-            if "lora_dropout" in name:
-                module.train()
+        if self.training:
+            self.eval()
+        for dropout in self._dropouts:
+            dropout.train()
 
     @property
     def layers(self) -> list[nn.Module]:

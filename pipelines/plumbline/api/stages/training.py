@@ -168,7 +168,7 @@ class ParallelismSpec(SpecModel):
     """Keep shards, gradients and the optimizer's state in the node's memory and bring a layer at a time to the GPU: slow, and for models
     that fit nowhere else. With `sharding: fsdp2`."""
     compile: bool = False
-    """Compile the layers with torch.compile: the first steps take minutes, later ones less time on GPUs. Needs a C++ compiler in the image."""
+    """Compile with torch.compile what layers do to each number by itself, and layers that are not known here whole: the first step takes longer, by seconds or by minutes. Needs a C++ compiler in the image."""
     max_failures: NonNegativeInt = 3
     """How often a lost worker is replaced before the stage attempt fails. A node that is taken away after notice does not count."""
 
