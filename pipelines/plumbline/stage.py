@@ -138,7 +138,9 @@ def die_with_parent(parent: int | None) -> None:
     """
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL if parent is not None else 0)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL if parent is not None else 0)):
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
         if parent is not None and os.getppid() != parent:
             sys.exit("error: the driver that started this is gone")
 

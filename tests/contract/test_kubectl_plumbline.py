@@ -7,7 +7,6 @@ import json
 import ssl
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from support.observed_run import (
     stages,
     write_kubeconfig,
 )
+from support.patience import wait_for
 
 pytestmark = pytest.mark.apiserver
 
@@ -317,9 +317,7 @@ def test_logs_are_followed_from_attempt_to_attempt(
     def attempts() -> None:
         for number in (1, 2):
             cluster.pod(f"{cluster.name}-{number}", own)
-            deadline = time.monotonic() + 60
-            while not any(f"{cluster.name}-{number}/" in path for path in asked) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            wait_for(lambda number=number: any(f"{cluster.name}-{number}/" in path for path in asked))
             cluster.delete_pod(f"{cluster.name}-{number}")
         cluster.status(AT_WORK | {"stages": stages(DATA, SFT | {"phase": "Failed"})})
 

@@ -30,6 +30,7 @@ from plumbline.serving.release.figures import Window
 from plumbline.serving.release.record import Version
 from plumbline.state import NotReported, StageReports, State, Superseded
 from support.apiserver import ApiServer, find_api_server
+from support.patience import wait_for
 
 pytestmark = pytest.mark.apiserver
 NAMESPACE = "default"
@@ -99,13 +100,6 @@ def state(name: str = "state") -> State:
 
 def reports(attempt: int = 1, to: State | None = None, stage: str = "sft") -> StageReports:
     return StageReports(to or state(), stage, attempt, PRINT, interval=0.05)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.05)
 
 
 def test_progress_and_result_arrive_and_nothing_else_is_touched(cluster: Cluster) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from plumbline_operator.kinds import BUILT_IN, RAY, Resource
 from plumbline_operator.leader import Leader
 from plumbline_operator.settings import Settings, StagePods
 from support.apiserver import ApiServer
+from support.patience import PATIENCE, wait_for
 
 pytestmark = pytest.mark.apiserver
 RUN = {
@@ -59,15 +60,7 @@ class Lead:
 
     def stop(self) -> bool:
         self.thread.stop()
-        return self.ended.wait(30)
-
-
-def eventually(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
+        return self.ended.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -80,21 +73,21 @@ def lead(bare_server: ApiServer, bare_namespace: str) -> Iterator[Lead]:
 def test_objects_that_were_there_and_that_come_are_seen(lead: Lead) -> None:
     lead.create()
     lead.thread.start()
-    job = eventually(lead.job)
+    job = wait_for(lead.job)
     assert job.metadata.name == names.plan_job("run", 1, 1)
-    eventually(lambda: lead.thread.listed)
+    wait_for(lambda: lead.thread.listed)
     assert lead.thread.problems() == []
     lead.jobs.delete_namespaced_job(job.metadata.name, lead.namespace, propagation_policy="Background")
-    again = eventually(lambda: (found := lead.job()) and found.metadata.uid != job.metadata.uid and found)
+    again = wait_for(lambda: (found := lead.job()) and found.metadata.uid != job.metadata.uid and found)
     assert again.metadata.name == job.metadata.name
 
 
 def test_kopf_leaves_no_trace(lead: Lead) -> None:
     lead.thread.start()
     lead.create()
-    job = eventually(lead.job)
+    job = wait_for(lead.job)
     lead.core.patch_namespaced_config_map(names.state("run"), lead.namespace, {"data": {"note": "x"}})
-    eventually(lambda: lead.run()["status"].get("phase"))
+    wait_for(lambda: lead.run()["status"].get("phase"))
     assert lead.stop()
     state = lead.core.read_namespaced_config_map(names.state("run"), lead.namespace)
     for meta in (client.ApiClient().sanitize_for_serialization(one.metadata) for one in (job, state)):
@@ -110,7 +103,7 @@ def test_one_that_leads_no_more_writes_nothing(lead: Lead) -> None:
     lead.leads = False
     lead.thread.start()
     lead.create()
-    eventually(lambda: lead.thread.listed)
+    wait_for(lambda: lead.thread.listed)
     before = lead.run()["metadata"]["resourceVersion"]
     lead.runs.patch_namespaced_custom_object(
         GROUP, VERSION, lead.namespace, PLURAL, "run", {"metadata": {"labels": {"seen": "yes"}}}
@@ -125,7 +118,7 @@ def test_a_stop_takes_the_runs_out_of_the_metrics(lead: Lead) -> None:
     lead.thread.start()
     lead.create()
     series = f'plumbline_run_info{{namespace="{lead.namespace}"'
-    eventually(lambda: series in metrics.text().decode())
+    wait_for(lambda: series in metrics.text().decode())
     assert lead.stop()
     assert series not in metrics.text().decode()
     assert lead.thread.problems() == ["the leader's thread has ended"]
@@ -135,19 +128,19 @@ def test_a_stop_takes_the_runs_out_of_the_metrics(lead: Lead) -> None:
 def test_stopping_before_it_began(lead: Lead) -> None:
     lead.thread.stop()
     lead.thread.start()
-    assert lead.ended.wait(30)
+    assert lead.ended.wait(PATIENCE)
 
 
 def test_a_restart_of_the_api_server_is_lived_through(lead: Lead, bare_server: ApiServer) -> None:
     lead.thread.start()
-    eventually(lambda: lead.thread.listed)
+    wait_for(lambda: lead.thread.listed)
     time.sleep(2)  # kopf watches by now, most likely; the end must be the same either way
     bare_server.stop_api()
     time.sleep(1)
     assert lead.thread.is_alive()
     bare_server.start_api()
     lead.create()
-    eventually(lead.job)
+    wait_for(lead.job)
     assert lead.thread.problems() == []
 
 
@@ -155,13 +148,13 @@ def test_a_child_whose_labels_are_taken_away_is_seen_again(lead: Lead) -> None:
     """To a watch by labels that looks like a deletion."""
     lead.thread.start()
     lead.create()
-    job = eventually(lead.job)
-    eventually(lambda: lead.run()["status"]["plan"].get("message") == "external inputs are being resolved")
+    job = wait_for(lead.job)
+    wait_for(lambda: lead.run()["status"]["plan"].get("message") == "external inputs are being resolved")
     bare = {"metadata": {"labels": {labels.RUN_UID: None}}}
     lead.core.patch_namespaced_config_map(names.state("run"), lead.namespace, bare)
     time.sleep(1)  # else it comes back with the Job's or, unseen meanwhile, with the next attempt's launch
     lead.jobs.patch_namespaced_job(job.metadata.name, lead.namespace, bare)
-    labelled = eventually(lambda: (found := lead.job()) and labels.RUN_UID in (found.metadata.labels or {}) and found)
+    labelled = wait_for(lambda: (found := lead.job()) and labels.RUN_UID in (found.metadata.labels or {}) and found)
     assert labelled.metadata.uid == job.metadata.uid
     time.sleep(1)
     before = requests("create", "jobs")
@@ -169,7 +162,7 @@ def test_a_child_whose_labels_are_taken_away_is_seen_again(lead: Lead) -> None:
     assert requests("create", "jobs") == before  # it is known again, and not created time after time
     error = json.dumps({"attempt": 1, "error": {"message": "no such bucket", "permanent": True}})
     lead.core.patch_namespaced_config_map(names.state("run"), lead.namespace, {"data": {"plan-1.json": error}})
-    eventually(lambda: lead.run()["status"].get("phase") == "Failed")
+    wait_for(lambda: lead.run()["status"].get("phase") == "Failed")
 
 
 def test_an_api_server_that_starts_knows_one_kind_after_the_other(lead: Lead, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +180,7 @@ def test_an_api_server_that_starts_knows_one_kind_after_the_other(lead: Lead, mo
     monkeypatch.setattr(Cluster, "served", served)
     monkeypatch.setattr(Leader, "_session", watch)
     lead.thread.start()
-    eventually(lambda: lead.thread.listed)
+    wait_for(lambda: lead.thread.listed)
     assert [one.issuperset(RAY) for one in seen] == [True]
 
 
@@ -204,7 +197,7 @@ def test_watching_that_fails_before_all_is_listed_is_not_ready(lead: Lead, monke
     monkeypatch.setattr(leader, "_check", fail)
     monkeypatch.setattr(Leader, "_nothing_there", something_there)
     lead.thread.start()
-    eventually(lambda: len(failures) > 2)
+    wait_for(lambda: len(failures) > 2)
     assert not any(failures)
     assert not lead.thread.listed
     assert lead.thread.problems() == []
@@ -220,7 +213,7 @@ def test_objects_that_vanish_while_they_are_listed(lead: Lead, monkeypatch: pyte
     monkeypatch.setattr(Leader, "_nothing_there", nothing_there)
     monkeypatch.setattr(leader, "LOOK_FOR_NOTHING", 0.1)
     lead.thread.start()
-    eventually(lambda: lead.thread.listed)
+    wait_for(lambda: lead.thread.listed)
 
 
 def requests(verb: str, resource: str) -> float:

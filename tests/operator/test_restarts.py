@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
 from support.api_proxy import Request
 from support.fake_kuberay import behaviours as b
 from support.fake_kuberay.ray_jobs import Behaviour, RayJob
+from support.patience import wait_for
 from support.project import CHECK, DATA, LIVE, SFT, Project, changed, pipeline
 
 pytestmark = pytest.mark.apiserver
@@ -116,14 +116,16 @@ def test_killed_after_every_write(project: Project) -> None:
     proxy.after = strike
     try:
         project.apply(pipeline(DATA, SFT))
-        deadline = time.monotonic() + 400
-        while project.condition("Complete").get("status") != "True":
-            assert time.monotonic() < deadline, (seen, project.status())
-            if dead.wait(0.1):
+
+        def complete() -> bool:
+            if dead.is_set():
                 operator.kill()
                 dead.clear()
                 project.on.take_lease()
                 operator.start(wait=False)
+            return project.condition("Complete").get("status") == "True"
+
+        wait_for(complete, 400, lambda: (seen, project.status()))
     finally:
         proxy.after = lambda request: False
         if dead.is_set():

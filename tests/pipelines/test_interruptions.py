@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.embedded import RUN, Runs, Watch
+from support.patience import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -44,15 +44,15 @@ def at(stage: str, step: int | None = None, message: str = "") -> Watch:
 
 
 def leftovers(workspace: Path) -> list[str]:
-    """Command lines of living processes that name this workspace."""
+    """Command lines of living processes that name this workspace, each with its state."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
+            if str(workspace) in command:
+                found.append(f"{command}: {(process / 'status').read_text()}")
+        except OSError:  # it has just ended
             continue
-        if str(workspace) in command:
-            found.append(command)
     return found
 
 
@@ -79,10 +79,8 @@ def test_killed_at_every_stage_it_ends_with_the_same_artifacts(runs: Runs, strai
         steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
         assert steps == list(range(1, len(steps) + 1))
     assert not list((workspace / "checkpoints").iterdir())
-    deadline = time.monotonic() + 30  # the kernel and Ray need a moment to end a killed driver's children
-    while leftovers(workspace) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not leftovers(workspace)
+    # The kernel and Ray need a moment to end a killed driver's children.
+    wait_for(lambda: not leftovers(workspace), 60, lambda: leftovers(workspace))
 
 
 def test_interrupted_by_the_user_it_says_so_and_continues(runs: Runs, straight: Path) -> None:
@@ -118,10 +116,7 @@ spec:
     )
     code, _ = runs.interrupt(file, lambda e: e["event"] == "started", signal.SIGKILL)
     assert code == -signal.SIGKILL
-    deadline = time.monotonic() + 60
-    while leftovers(runs.folder / "workspace") and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not leftovers(runs.folder / "workspace")
+    wait_for(lambda: not leftovers(runs.folder), 60, lambda: leftovers(runs.folder))
 
 
 def test_a_killed_training_worker_is_replaced(runs: Runs, straight: Path) -> None:

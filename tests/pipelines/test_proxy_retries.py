@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from ray.serve._private.haproxy import get_haproxy_binary
 
 from plumbline.ray_environment import _fast_proxy
+from support.patience import PATIENCE, wait_for
 from support.ports import free_port
 
 WRITE = """
@@ -86,15 +88,12 @@ def test_what_a_server_does_not_answer_goes_to_another(proxy: int, pause: float)
 
 
 def _asked(port: int, pause: float) -> bytes:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            client = socket.create_connection(("127.0.0.1", port), timeout=60)
-            break
-        except ConnectionRefusedError:  # it has only begun
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    with client:
+    def connected() -> socket.socket | None:
+        with suppress(ConnectionRefusedError):  # it has only begun
+            return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        return None
+
+    with wait_for(connected) as client:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
         if pause:
             client.sendall(head)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from plumbline.models.load import load_merged, load_tokenizer
 from plumbline.models.reference import ModelReference
 from support.adapters import adapter_artifact
 from support.encoders import encoder_folder
+from support.patience import wait_for
 from support.served import ENDLESS, endless_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -202,10 +202,8 @@ def test_client_that_leaves_frees_its_slots(served: Served, stream: bool) -> Non
         hurried = served.client.with_options(timeout=0.5)
         with pytest.raises(openai.APITimeoutError):
             hurried.chat.completions.create(model="endless", messages=MESSAGES, temperature=0, max_tokens=ENDLESS)
-    deadline = time.monotonic() + 60  # the answers themselves would take much longer
-    while served.running():
-        assert time.monotonic() < deadline, f"{served.running()} requests still run"
-        time.sleep(0.05)
+    # The answers themselves would take much longer.
+    wait_for(lambda: not served.running(), 60, lambda: f"{served.running()} requests still run")
     assert served.ask().usage.completion_tokens > 0
 
 

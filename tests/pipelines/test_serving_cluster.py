@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from plumbline.api.run import AlignmentRun
 from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.plan import Plan, make_plan
+from support.patience import wait_for
 from support.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -68,13 +68,12 @@ def deploy(configuration: dict[str, Any]) -> Any:
 
     schema = ServeDeploySchema.model_validate({"applications": [configuration]})
     _get_global_client().deploy_apps(schema, _blocking=False)
-    deadline = time.monotonic() + 240
-    while True:
+
+    def settled() -> Any:
         found = serve.status().applications.get("model")
-        if found is not None and found.status in ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY"):
-            return found
-        assert time.monotonic() < deadline, found
-        time.sleep(0.2)
+        return found if found is not None and found.status in ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY") else None
+
+    return wait_for(settled, why=serve.status)
 
 
 def test_the_application_answers_under_its_import_path(port: int, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,12 +23,12 @@ import pytest
 
 from plumbline.local_endpoint import open_local
 from plumbline.serving.prometheus import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
+from support.patience import PATIENCE, wait_for
 from support.served_process import BEGINS, ENDLESS, FINGERPRINT, LONG, MODEL, TARGET
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 CLIENTS = 3 * TARGET  # more than two replicas want
-PATIENCE = 300  # seconds: a busy machine starts a replica, which is three processes with torch, in a minute and more
 
 
 @dataclass
@@ -145,21 +145,14 @@ def load(served: Served, clients: int = CLIENTS, model: str = MODEL, tokens: int
             one.join()
 
 
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.2)
-
-
 def test_load_brings_up_a_second_replica_and_both_are_counted(served: Served) -> None:
     with load(served) as found:
-        until(lambda: len(served.answering()) == 2)
-        until(lambda: sum(value for _, value in served.figures("requests_running")) > 0)
+        wait_for(lambda: len(served.answering()) == 2)
+        wait_for(lambda: sum(value for _, value in served.figures("requests_running")) > 0)
         assert [name for name in GAUGES if not served.figures(name)] == []  # they go with their replicas
     assert not found.failures + found.broken
     count = found.answers + found.streams
-    until(lambda: sum(value for _, value in served.figures("requests_total")) >= count)
+    wait_for(lambda: sum(value for _, value in served.figures("requests_total")) >= count)
     labels, _ = served.figures("requests_total")[0]
     assert labels.items() >= {"model": MODEL, "version": FINGERPRINT, "route": "chat", "status": "200"}.items()
     assert sum(value for _, value in served.figures("first_token_seconds_count")) == found.streams
@@ -171,42 +164,44 @@ def test_load_brings_up_a_second_replica_and_both_are_counted(served: Served) ->
 def test_replicas_that_die_lose_no_answer_and_their_streams_break_unmistakably(served: Served, dying: int) -> None:
     """Also where none is left: what has no answer yet waits for a new one."""
     with load(served) as found:
-        until(lambda: len(served.replicas()) == 2)
+        wait_for(lambda: len(served.replicas()) == 2)
         before = served.counts()
         # Both are known to the proxy: each has answered for a while.
-        until(lambda: sum(count > before.get(replica, 0) + 2 * CLIENTS for replica, count in served.counts().items()) == 2)
+        wait_for(
+            lambda: sum(count > before.get(replica, 0) + 2 * CLIENTS for replica, count in served.counts().items()) == 2
+        )
         victims = served.replicas()[:dying]
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
         answers = found.answers
-        until(lambda: len(set(served.replicas()) - {*victims}) == 2 and found.answers > answers + 10 * CLIENTS)
+        wait_for(lambda: len(set(served.replicas()) - {*victims}) == 2 and found.answers > answers + 10 * CLIENTS)
     assert found.failures == []
     assert len(found.broken) <= CLIENTS
 
 
 def test_a_replica_that_goes_ends_what_it_has_begun_and_others_take_what_comes(served: Served) -> None:
-    until(lambda: len(served.replicas()) <= 1)
+    wait_for(lambda: len(served.replicas()) <= 1)
     known, coming = served.answering(), 2 - len(served.replicas())
     with load(served, clients=TARGET - 1, model=ENDLESS, tokens=LONG // 2) as found:
         with load(served):
-            until(lambda: len(served.answering() - known) >= coming)
-        until(lambda: len(served.replicas()) == 1)
+            wait_for(lambda: len(served.answering() - known) >= coming)
+        wait_for(lambda: len(served.replicas()) == 1)
     assert found.failures + found.broken == []
     assert found.streams
     assert found.answers
 
 
 def test_none_is_left_when_nobody_asks_and_requests_then_wait_for_one(served: Served) -> None:
-    until(lambda: not served.replicas())
+    wait_for(lambda: not served.replicas())
     with load(served) as found:
-        until(lambda: found.streams and found.answers)
+        wait_for(lambda: found.streams and found.answers)
     assert found.failures + found.broken == []
 
 
 def test_the_end_waits_for_what_is_under_way(served: Served) -> None:
     """The last test: nothing serves any more."""
     with load(served, clients=2, model=ENDLESS, tokens=LONG) as found:
-        until(lambda: served.running(ENDLESS) == 2)
+        wait_for(lambda: served.running(ENDLESS) == 2)
         over = ThreadPoolExecutor().submit(served.stop)
     assert over.result() == 0
     assert (found.failures, found.broken) == ([], [])

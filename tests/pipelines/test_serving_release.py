@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,10 +26,10 @@ from plumbline.models.reference import ModelReference
 from plumbline.serving.chat import ServedModel
 from plumbline.serving.release.controller import NAMESPACE, ReleaseArguments
 from plumbline.serving.release.record import Record, Records, Version
+from support.patience import PATIENCE, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
-SOON = 120.0  # seconds that anything may take here
 RULES = ReleaseSpec(
     shadow=ShadowSpec(percent=100, min_requests=20),
     steps=[50],
@@ -82,7 +81,7 @@ class Load:
         self._threads = [threading.Thread(target=self._client, args=(i,)) for i in range(self.clients)]
 
     def _client(self, number: int) -> None:
-        client = openai.OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=SOON)
+        client = openai.OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=PATIENCE)
         messages: Any = [{"role": "user", "content": f"Reverse the letters q k {'abcdef'[number % 6]}."}]
         i = 0
         while not self._over.is_set():
@@ -142,10 +141,7 @@ class Endpoint:
             return None
 
     def until(self, holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + SOON
-        while not holds():
-            assert time.monotonic() < deadline, self.record.words()
-            time.sleep(0.1)
+        wait_for(holds, why=lambda: self.record.words())
 
     def until_phase(self, *phases: str) -> Record:
         self.until(lambda: self.record.phase in phases)
@@ -189,7 +185,7 @@ def endpoint(ray_session: str, folder: Path, models: dict[str, Version]) -> Iter
 
 
 def served(endpoint: Endpoint) -> str:
-    client = openai.OpenAI(base_url=endpoint.url, api_key="none", max_retries=0, timeout=SOON)
+    client = openai.OpenAI(base_url=endpoint.url, api_key="none", max_retries=0, timeout=PATIENCE)
     return {card.id: card.fingerprint for card in client.models.list()}["m"]  # type: ignore[attr-defined]
 
 

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from plumbline.plan import Plan, make_plan
 from plumbline.progress import Event, Reporter
 from plumbline.rollout.rewards.verifiable import numeric_match
 from plumbline.stage import run_stage
+from support.patience import wait_for
 from support.teacher import Body, Teacher, prompt_of
 
 PROMPTS = [f"Explain thing number {i} in a sentence." for i in range(40)]
@@ -204,13 +204,6 @@ def test_a_killed_stage_pays_nothing_twice_and_makes_the_same_bytes(teacher: Tea
 
 def replies_of(plan: Plan) -> list[Path]:
     return list(Path(plan.workspace.path("replies")).glob("*/*.jsonl"))
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.01)
 
 
 def test_more_rows_or_budget_pay_only_for_what_is_new(teacher: Teacher, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Protocol, Self
 
 import pytest
 import yaml
+
+from support.patience import wait_for
 
 
 class ApiServer(Protocol):
@@ -119,14 +120,18 @@ class EnvtestServer:
         )
         request = urllib.request.Request(f"https://127.0.0.1:{self._port}/readyz", headers={"Authorization": "Bearer admin"})
         insecure = ssl._create_unverified_context()  # a self-signed certificate on the loopback
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self._processes["kube-apiserver"].poll() is None:
+
+        def log() -> str:
+            return (self._folder / "kube-apiserver.log").read_text(errors="replace")[-3000:]
+
+        def ready() -> bool:
+            if self._processes["kube-apiserver"].poll() is not None:
+                raise RuntimeError(f"kube-apiserver did not get ready:\n{log()}")
             with contextlib.suppress(OSError, urllib.error.URLError):
-                if urllib.request.urlopen(request, context=insecure, timeout=2).status == 200:
-                    return
-            time.sleep(0.1)
-        log = (self._folder / "kube-apiserver.log").read_text(errors="replace")[-3000:]
-        raise RuntimeError(f"kube-apiserver did not get ready:\n{log}")
+                return urllib.request.urlopen(request, context=insecure, timeout=10).status == 200
+            return False
+
+        wait_for(ready, why=log)
 
     def stop_api(self) -> None:
         self._end("kube-apiserver")

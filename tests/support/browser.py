@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from typing import Any
 import pytest
 import websocket
 
+from support.patience import PATIENCE, wait_for
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="needs a browser: install chromium (Debian: apt-get install chromium)"
 )
-PATIENCE = 90  # seconds; a busy machine starts a browser slowly
 
 
 class Browser:
@@ -28,7 +28,7 @@ class Browser:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         file = folder / "profile" / "DevToolsActivePort"
-        port = wait(lambda: file.exists() and file.read_text().split("\n")[0])
+        port = wait_for(lambda: file.exists() and file.read_text().split("\n")[0])
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as reply:
             pages = [one for one in json.load(reply) if one["type"] == "page"]
         self.socket = websocket.create_connection(pages[0]["webSocketDebuggerUrl"], timeout=PATIENCE)
@@ -62,7 +62,7 @@ class Browser:
 
     def ready(self) -> None:
         here = f"location.href === {json.dumps(self.url)} && document.readyState === 'complete' && !window.old"
-        wait(lambda: self.do(here))
+        wait_for(lambda: self.do(here))
 
     def reload(self) -> None:
         self.do("window.old = 1")
@@ -116,18 +116,8 @@ class Browser:
 
     def downloaded(self, name: str) -> Path:
         file = self.folder / "downloads" / name
-        wait(file.exists)
+        wait_for(file.exists)
         return file.rename(self.folder / f"{self.calls}{file.suffix}")
-
-
-def wait(condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 @contextmanager

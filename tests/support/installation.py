@@ -7,6 +7,7 @@ import itertools
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -18,6 +19,7 @@ from support.api_proxy import ApiProxy, Request
 from support.apiserver import ApiServer, find_api_server
 from support.fake_kuberay import FakeCluster, kueue
 from support.operator_process import Operator
+from support.patience import wait_for
 from support.project import Project
 from support.release import Release
 from support.rest import LEASES, PODS, RUNS, Kind, Object
@@ -138,11 +140,14 @@ class Installation:
         time.sleep(pause)
         self.server.start_api()
         paths = [RUNS.path(), PODS.path(), LEASES.path(self.release.namespace, self.release.lease)]
-        deadline, allowed = time.monotonic() + 120, 0
-        while allowed < 3:  # it may know one Role before another, and forbid once more what it has just allowed
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-            allowed = allowed + 1 if all(self._code(path) == 200 for path in paths) else 0
+        # It may know one Role before another, and forbid once more what it has just allowed.
+        allowed: deque[bool] = deque(maxlen=3)
+
+        def settled() -> bool:
+            allowed.append(all(self._code(path) == 200 for path in paths))
+            return len(allowed) == 3 and all(allowed)
+
+        wait_for(settled)
         self.proxy.requests[:] = [one for one in self.proxy.requests if one.code not in (401, 403)]
 
     def _code(self, path: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,19 @@ import pytest
 import yaml
 from kubernetes import client
 
+from support.patience import wait_for
+
 
 def load(api: client.ApiClient, kinds: tuple[str, ...] = ("rayclusters", "rayjobs", "rayservices")) -> None:
     """Create the definitions and wait until they are served.
 
     Raises:
-        TimeoutError: they were not served within a minute.
+        TimeoutError: they are not served.
     """
     extensions = client.ApiextensionsV1Api(api)
     for kind in kinds:
         extensions.create_custom_resource_definition(_definition(kind), _preload_content=False)
-    deadline = time.monotonic() + 60
-    while not _served(api).issuperset(kinds):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{', '.join(kinds)} were not served")
-        time.sleep(0.1)
+    wait_for(lambda: _served(api).issuperset(kinds), why=lambda: f"{', '.join(kinds)} were not served")
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from support.fake_kuberay.machine import FOLDER, kill
+from support.patience import wait_for
 from support.ports import free_port
 
 POLL = 0.1
@@ -230,11 +231,8 @@ class Nodes:
         return Node(name, number, address, process, folder)
 
     def _await(self, node: Node) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while "Ray runtime started" not in node.log():
-            assert node.process.poll() is None, node.log()
-            assert time.monotonic() < deadline, node.log()
-            time.sleep(POLL)
+        wait_for(lambda: "Ray runtime started" in node.log() or node.process.poll() is not None, why=node.log)
+        assert "Ray runtime started" in node.log(), node.log()
 
     def _inside(self, name: str) -> list[str]:
         return self._network.inside(name) if self._network is not None else []

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+from support.patience import wait_for
 from support.ports import free_port
 
 
@@ -35,11 +35,9 @@ class Operator:
                 stderr=log,
                 env=os.environ | self._environment,
             )
-        deadline = time.monotonic() + 60
-        while wait and self.probe("/readyz") != 200:
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{self.name} did not get ready:\n{self.log.read_text()[-4000:]}")
-            time.sleep(0.05)
+        if wait:
+            wait_for(lambda: self._process.poll() is not None or self.probe("/readyz") == 200, why=self.log.read_text)
+            assert self._process.poll() is None, f"{self.name} did not get ready:\n{self.log.read_text()[-4000:]}"
 
     def send(self, number: signal.Signals) -> int | None:
         """Send a signal and wait for the end; returns the exit code."""

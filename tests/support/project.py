@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from plumbline.api.run import API_VERSION
+from support.patience import wait_for
 from support.rest import CONFIG_MAPS, EVENTS, RUNS, Object
 
 if TYPE_CHECKING:
@@ -52,15 +52,14 @@ class Project:
         Raises:
             TimeoutError: with the run's status and the operator's last words.
         """
-        deadline = time.monotonic() + timeout
-        while not (found := true()):
-            if time.monotonic() > deadline:
-                status = json.dumps(self.status(name), indent=1)
-                log = self.on.operator.log.read_text(errors="replace")[-3000:]
-                seen = [(e.stage, e.attempt, e.state) for e in self.fake.journal if e.namespace == self.name]
-                raise TimeoutError(f"{status}\n\n{seen}\n\n{self.fake.violations}\n\n{log}")
-            time.sleep(0.05)
-        return found
+
+        def words() -> str:
+            status = json.dumps(self.status(name), indent=1)
+            log = self.on.operator.log.read_text(errors="replace")[-3000:]
+            seen = [(e.stage, e.attempt, e.state) for e in self.fake.journal if e.namespace == self.name]
+            return f"{status}\n\n{seen}\n\n{self.fake.violations}\n\n{log}"
+
+        return wait_for(true, timeout, words)
 
     def wait_condition(self, type: str, reason: str | None = None, status: str = "True", name: str = "run") -> Object:
         """Until a condition holds, for the generation that is stored."""

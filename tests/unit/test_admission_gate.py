@@ -8,7 +8,6 @@ import http.client
 import json
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,12 +35,12 @@ from plumbline.serving.admission.middleware import OPEN, AdmissionMiddleware
 from plumbline.serving.chat import ChatModel, ServedModel
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models
+from support.patience import PATIENCE, wait_for
 from support.web import listening
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Reverse the letters q k d."}]
 ASK = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "temperature": 0}
 KEYED = ApiKeysSpec(secret="keys")
-PATIENCE = 120  # seconds for an answer; the five of httpx are too few for a busy machine
 
 
 class Clock:
@@ -208,17 +207,9 @@ def test_a_stream_that_is_left_is_charged_for_what_was_drawn(models: Models) -> 
         with client(url).chat.completions.create(**ASK, stream=True) as stream:
             next(iter(stream))
         caller = gate.callers.find(None)
-        settled(lambda: caller.ongoing == 0)
+        wait_for(lambda: caller.ongoing == 0)
     assert caller.tokens is not None
     assert caller.tokens.level < 10_000
-
-
-def settled(true: Any) -> None:
-    """Wait until something is true that another thread makes true."""
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # The queue
@@ -331,7 +322,7 @@ def test_an_answer_that_takes_too_long_is_ended_with_504() -> None:
         answer = httpx.post(f"{url}/v1/x", json={}, timeout=PATIENCE)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
         assert answer.json()["error"]["type"] == "server_error"
-        settled(lambda: held.waiting == 0)
+        wait_for(lambda: held.waiting == 0)
 
 
 def test_a_stream_that_takes_too_long_ends_with_an_error_event() -> None:
@@ -341,7 +332,7 @@ def test_a_stream_that_takes_too_long_ends_with_an_error_event() -> None:
         first, error = answer.text.strip().split("\n\n")
         assert (answer.status_code, first) == (200, "data: {}")
         assert json.loads(error.removeprefix("data: "))["error"]["code"] == "timeout"
-        settled(lambda: held.waiting == 0)
+        wait_for(lambda: held.waiting == 0)
 
 
 def test_a_request_that_does_not_arrive_is_ended_with_408() -> None:
@@ -377,7 +368,7 @@ def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(b"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
             assert begun.wait(PATIENCE)
-            settled(lambda: gate.backlog.ongoing == 0)
+            wait_for(lambda: gate.backlog.ongoing == 0)
 
 
 # Ids and the audit log
@@ -428,7 +419,7 @@ def test_the_audit_log_has_a_line_for_each_request_without_what_was_said(models:
         with pytest.raises(openai.AuthenticationError):
             client(url).chat.completions.create(**ASK)
         httpx.get(f"{url}/healthz", timeout=PATIENCE)
-        settled(lambda: len(lines(tmp_path / "audit")) == 4)
+        wait_for(lambda: len(lines(tmp_path / "audit")) == 4)
     first, stream, limited, refused = found = lines(tmp_path / "audit")
     assert first.pop("time").endswith("+00:00")
     assert first.pop("seconds") >= 0
@@ -456,7 +447,7 @@ def test_what_was_said_is_kept_where_that_is_wanted(models: Models, tmp_path: Pa
     with listening(create_app(models, admission=gate)) as url:
         answer = client(url).chat.completions.create(**ASK)
         httpx.post(f"{url}/v1/chat/completions", content=b"no json", timeout=PATIENCE)
-        settled(lambda: len(lines(tmp_path)) == 2)
+        wait_for(lambda: len(lines(tmp_path)) == 2)
     first, second = lines(tmp_path)
     assert (first["asked"], first["answered"]) == (MESSAGES, answer.choices[0].message.content)
     assert (second["status"], second["asked"]) == (400, None)

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +25,10 @@ from plumbline.serving.engine_process import HOST, EngineProcess
 from plumbline.serving.engine_readers import EngineReaders
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models
+from support.patience import PATIENCE, wait_for
 from support.served import ENDLESS, endless_model
 
 SERVED = ServedModel("tiny", ModelReference(TINY), max_tokens=2000)
-PATIENCE = 60
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +43,6 @@ def apart() -> Iterator[EngineProcess]:
 def endless(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     """Answers as long as is asked for: the tiny model ends by itself after a few steps."""
     return ServedModel("endless", endless_model(tmp_path_factory.mktemp("models") / "endless"), ENDLESS)
-
-
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
 
 
 def test_answers_and_scores_are_those_of_a_thread(apart: EngineProcess) -> None:
@@ -186,4 +178,4 @@ def test_it_does_not_outlive_who_started_it(host: str, said: str, tmp_path: Path
         assert process.stdout.readline().strip() == said
         (child,) = psutil.Process(process.pid).children()
         process.kill()
-    until(lambda: has_ended(child))
+    wait_for(lambda: has_ended(child))

@@ -12,7 +12,8 @@ from jsonschema import Draft202012Validator
 
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models
-from support.browser import chromium, needs_browser, wait
+from support.browser import chromium, needs_browser
+from support.patience import wait_for
 from support.web import listening
 
 
@@ -108,7 +109,7 @@ def test_the_page_shows_every_route_in_a_browser(tmp_path: Path) -> None:
     with listening(create_app(Models.of({}))) as url, chromium(tmp_path) as browser:
         browser.listen()
         browser.open(f"{url}/docs")
-        wait(lambda: browser.do("document.querySelectorAll('h2').length >= 8"))
+        wait_for(lambda: browser.do("document.querySelectorAll('h2').length >= 8"))
         text = browser.text("main")
         for words in ("POST /v1/chat/completions", "POST /v1/embeddings", "GET /readyz", "tool_choice", "text/event-stream"):
             assert words in text

@@ -13,7 +13,8 @@ import pytest
 
 from plumbline.cli import main
 from plumbline.evaluation.people.sheet import Key, read_key
-from support.browser import Browser, chromium, needs_browser, wait
+from support.browser import Browser, chromium, needs_browser
+from support.patience import wait_for
 
 pytestmark = needs_browser
 
@@ -121,11 +122,11 @@ def test_pairs_by_keys_and_clicks_from_page_to_figures(
     bad = tmp_path / "bad.csv"
     bad.write_text(f"id;verdict\r\n\r\n{rows[0].id};3\r\nnobody;1\r\n")
     browser.choose("#load", bad)
-    wait(lambda: "Nothing was loaded" in browser.text("#message"))
+    wait_for(lambda: "Nothing was loaded" in browser.text("#message"))
     assert "line 3: verdict '3'" in browser.text("#message")
     assert "line 4: id 'nobody'" in browser.text("#message")
     browser.choose("#load", file)
-    wait(lambda: "2 verdicts were loaded" in browser.text("#message"))
+    wait_for(lambda: "2 verdicts were loaded" in browser.text("#message"))
     assert browser.do("document.querySelector('#rater').value") == "Åsa B"
     for _ in range(3):
         browser.click("#open")

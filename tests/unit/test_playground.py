@@ -13,7 +13,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from plumbline.serving.playground import page
-from support.browser import Browser, chromium, needs_browser, wait
+from support.browser import Browser, chromium, needs_browser
+from support.patience import wait_for
 from support.served import two_models
 from support.web import listening
 
@@ -47,7 +48,7 @@ def show(browser: Browser, address: str) -> None:
     browser.open(f"{address}/")
     browser.do("sessionStorage.clear()")
     browser.reload()
-    wait(
+    wait_for(
         lambda: browser.do(
             f"document.querySelector('{LEFT} option') !== null || document.querySelector('#status').textContent"
         )
@@ -62,7 +63,7 @@ def send(browser: Browser, text: str) -> None:
 
 def idle(browser: Browser) -> str:
     """Wait until nothing is coming any more; gives what the page says then."""
-    wait(lambda: not browser.do("document.querySelector('#send').disabled"))
+    wait_for(lambda: not browser.do("document.querySelector('#send').disabled"))
     return browser.text("#status")
 
 
@@ -147,8 +148,8 @@ def test_an_answer_streams_until_it_is_stopped(browser: Browser, address: str, h
     pick(browser, RIGHT, "")
     send(browser, "Count.")
     answer = f"document.querySelector('{LEFT} .turn:last-child pre')"
-    begun = wait(lambda: browser.do(f"{answer} && {answer}.textContent.length"))
-    wait(lambda: browser.do(f"{answer}.textContent.length") > begun)
+    begun = wait_for(lambda: browser.do(f"{answer} && {answer}.textContent.length"))
+    wait_for(lambda: browser.do(f"{answer}.textContent.length") > begun)
     assert browser.do("document.querySelector('#send').disabled")
     assert browser.do(f"document.querySelector('{LEFT} .log').getAttribute('aria-busy')") == "true"
     if how == "key":
@@ -158,7 +159,7 @@ def test_an_answer_streams_until_it_is_stopped(browser: Browser, address: str, h
     assert idle(browser) == "Stopped."
     with urllib.request.urlopen(f"{address}/healthz") as reply:
         assert json.load(reply)["status"] == "ok"
-    wait(lambda: running(address) == 0)
+    wait_for(lambda: running(address) == 0)
     if how == "new":
         assert turns(browser, LEFT) == []
     else:
@@ -289,13 +290,13 @@ def test_errors_are_told_in_words_and_no_question_is_lost(browser: Browser) -> N
         ):
             browser.do("document.querySelector('#key').value = ''")
             browser.type("#key", key)
-            wait(lambda said_then=said_then: said_then in browser.text("#status"))
+            wait_for(lambda said_then=said_then: said_then in browser.text("#status"))
         browser.do("document.querySelector('#key').value = ''")
         browser.type("#key", "sk-right")
-        wait(lambda: browser.do(f"document.querySelector('{LEFT} option') !== null"))
+        wait_for(lambda: browser.do(f"document.querySelector('{LEFT} option') !== null"))
         endpoint.says("hello")
         browser.reload()
-        wait(lambda: browser.do(f"document.querySelector('{LEFT} option') !== null"))
+        wait_for(lambda: browser.do(f"document.querySelector('{LEFT} option') !== null"))
         send(browser, "first")
         assert idle(browser) == "Answered."
         assert "sk-right" not in browser.do("location.href + document.cookie + JSON.stringify(localStorage)")
@@ -340,7 +341,7 @@ def test_below_a_path_and_with_a_strict_policy(browser: Browser) -> None:
     whole.mount("/endpoint-live", endpoint.app)
     with listening(whole) as address:
         browser.open(f"{address}/endpoint-live/")
-        wait(lambda: browser.do(f"document.querySelector('{LEFT} option') !== null"))
+        wait_for(lambda: browser.do(f"document.querySelector('{LEFT} option') !== null"))
         with urllib.request.urlopen(urllib.request.Request(f"{address}/endpoint-live/", method="HEAD")) as reply:
             policy = reply.headers["Content-Security-Policy"]
             assert reply.headers["X-Content-Type-Options"] == "nosniff"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from plumbline.serving.chat import ChatModel, ServedModel
 from plumbline.serving.http import create_app
 from plumbline.serving.metrics import Observed
 from plumbline.serving.models import Models
+from support.patience import wait_for
 from support.served import ENDLESS, endless_model
 from support.web import listening
 
@@ -76,14 +76,7 @@ def connected(url: str) -> socket.socket:
 
 def wait_until(running: bool, models: Models) -> None:
     """Whether any answer is worked on; nobody waits for one of `LONG` tokens, which takes minutes."""
-    wait(lambda: any(model.engine.running for model in models.loaded()) is running)
-
-
-def wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+    wait_for(lambda: any(model.engine.running for model in models.loaded()) is running)
 
 
 def check_error(response: httpx.Response, status: int) -> str:
@@ -209,7 +202,7 @@ def test_a_client_that_leaves_ends_the_work(
         connection.sendall(raw(path, json.dumps(asked).encode()))
         wait_until(True, models)
     wait_until(False, models)
-    wait(lambda: bool(seen))
+    wait_for(lambda: bool(seen))
     assert [(one.model, one.status, one.failed) for one in seen] == [("endless", 499, False)]
 
 

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from plumbline.errors import InvalidInput, PlumblineError
 from plumbline.pod_log import mirror_output
 from plumbline.progress import Event
 from plumbline.state import NotReported, StageReports, State, Superseded, failure_of, figures, result_of
+from support.patience import wait_for
 
 PRINT = "f" * 20
 RESULT = Result(artifact="/w/artifacts/sft/f")
@@ -36,13 +36,6 @@ class FakeState(State):
         self.before()
         assert list(values) == [key] == [stage_key("sft")]
         self.written.append(StageReport.model_validate_json(values[key], by_name=False, by_alias=True))
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
 
 
 def reports(state: State, interval: float = 0.01) -> StageReports:

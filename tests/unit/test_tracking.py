@@ -37,6 +37,7 @@ from plumbline.training.tracking.feed import Feed, in_order
 from plumbline.training.tracking.tracker import Row, flat
 from plumbline.training.tracking.wandb import _last_offline_step, log_records
 from plumbline.training.world import World
+from support.patience import wait_for
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -221,19 +222,12 @@ class Moody:
         self.closed = ok
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
-
-
 def test_a_tracker_that_comes_back_gets_everything(caplog: pytest.LogCaptureFixture) -> None:
     tracker = Moody(failures=3)
     feed = Feed("x.tracking.moody", lambda: tracker, list, pace=0.01, retry=0.01)
     for step in (1, 2, 3):
         feed.add(row(step))
-    until(lambda: len(tracker.rows) == 3)
+    wait_for(lambda: len(tracker.rows) == 3)
     feed.add(row(4))
     feed.end(True)
     feed.wait(30)
@@ -256,7 +250,7 @@ def test_a_server_that_is_away_is_said_once_and_stops_nothing(
     with tracked(here, spec, lambda: whole(3)):
         here.report.say("training")
         here.report.step(1, 3, {"loss": 1.0})
-        until(lambda: any("tracking.mlflow fails" in r.message for r in caplog.records))
+        wait_for(lambda: any("tracking.mlflow fails" in r.message for r in caplog.records))
         here.report.step(2, 3, {"loss": 0.5})
         here.report.step(3, 3, {"loss": 0.3})
     said = [event.message for event in events if "spec.stages[1].sft.tracking.mlflow fails" in event.message]

@@ -20,6 +20,7 @@ from support.fake_kuberay.plan_jobs import PlanBehaviour, PlanJob, planned
 from support.fake_kuberay.ray_jobs import Behaviour, RayJob
 from support.fake_kuberay.ray_services import RayService, ServiceBehaviour, healthy
 from support.fake_kuberay.state import StateFile
+from support.patience import wait_for
 from support.rest import JOBS, RAY_JOBS, RAY_SERVICES, RUNS, Kind, Object, Rest
 
 
@@ -97,12 +98,12 @@ class FakeCluster:
         Raises:
             TimeoutError: with what happened instead.
         """
-        deadline = time.monotonic() + timeout
-        while not any(s == state and attempt in (None, a) for a, s in self.states(namespace, stage)):
-            if time.monotonic() > deadline:
-                seen = [e for e in self.journal if e.namespace == namespace]
-                raise TimeoutError(f"{stage} {attempt or ''} was never {state}; seen: {seen}; {self.violations}")
-            time.sleep(0.02)
+
+        def words() -> str:
+            seen = [e for e in self.journal if e.namespace == namespace]
+            return f"{stage} {attempt or ''} was never {state}; seen: {seen}; {self.violations}"
+
+        wait_for(lambda: any(s == state and attempt in (None, a) for a, s in self.states(namespace, stage)), timeout, words)
 
     def attempts(self, namespace: str, stage: str) -> list[int]:
         """Attempt numbers in the order of their creation."""

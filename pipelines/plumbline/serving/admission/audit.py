@@ -33,9 +33,8 @@ class Audit:
 
     def __init__(self, spec: AuditSpec) -> None:
         self.prompts = spec.prompts
-        self._log = logging.getLogger(f"plumbline.audit.{id(self)}")  # no other writes into this file
-        self._log.propagate = False
-        self._log.setLevel(logging.INFO)
+        # None of the process's loggers: what others do to all of these must not bring what was asked anywhere else.
+        self._log = logging.Logger("plumbline.audit", logging.INFO)
         handler = _handler(spec.folder)
         handler.setFormatter(logging.Formatter("%(message)s"))
         handler.handleError = _tell  # type: ignore[method-assign]  # the usual one prints the record
