@@ -16,20 +16,29 @@ from plumbline_operator import attempts, diagnosis, names
 from plumbline_operator.desired import Endpoint, Restored
 from plumbline_operator.diagnosis import Cause
 from plumbline_operator.draft import Draft
-from plumbline_operator.observed import HEALTHY, HEALTHY_FINGERPRINT, REFUSED, REPLACES, SHAPE, RayServiceView, unix
+from plumbline_operator.observed import (
+    HEALTHY,
+    HEALTHY_FINGERPRINT,
+    REFUSED,
+    REPLACES,
+    SHAPE,
+    Observed,
+    RayServiceView,
+    unix,
+)
 from plumbline_operator.status import Reason, timestamp
 
 PORT = 8000
 
 
-def find(draft: Draft, stage: str) -> RayServiceView | None:
-    name = names.ray_service(draft.run_name, stage)
-    return next((service for service in draft.observed.services if service.meta.name == name), None)
+def find(observed: Observed, stage: str) -> RayServiceView | None:
+    name = names.ray_service(observed.run.meta.name, stage)
+    return next((service for service in observed.services if service.meta.name == name), None)
 
 
-def url(draft: Draft, stage: str) -> str:
+def url(observed: Observed, stage: str) -> str:
     """Base URL inside the cluster: KubeRay's Service in front of the replicas."""
-    meta = draft.observed.run.meta
+    meta = observed.run.meta
     return f"http://{names.ray_service(meta.name, stage)}-serve-svc.{meta.namespace}.svc:{PORT}/v1"
 
 
@@ -63,7 +72,7 @@ def _replaced(service: RayServiceView) -> bool:
 
 def advance(draft: Draft, node: Node, stage: StageStatus, may_start: bool) -> StageStatus:
     """One step of a `serve` stage that its gate lets through."""
-    service = find(draft, node.name)
+    service = find(draft.observed, node.name)
     shape = _shape(draft, node)
     if stage.phase == "Failed":
         withdraw(draft, stage)
@@ -108,7 +117,7 @@ def withdraw(draft: Draft, stage: StageStatus) -> None:
 
     The status may have said so long ago, and the operator may have ended before it did anything about it.
     """
-    service = find(draft, stage.name)
+    service = find(draft.observed, stage.name)
     if service is None:
         return
     refused = stage.phase == "Failed" and service.fingerprint == stage.fingerprint

@@ -26,7 +26,7 @@ from plumbline_operator.draft import Draft, Outcome
 from plumbline_operator.observed import HEALTHY, Observed, asked_rollback, unix
 from plumbline_operator.settings import Patience
 from plumbline_operator.status import Conditions, Reason, condition, finished, holds, phase, timestamp
-from plumbline_operator.summary import summarise
+from plumbline_operator.summary import ready, summarise
 
 TAKEN = frozenset(
     map(PurePosixPath, ("/", "/tmp", "/dev/shm", "/plumbline", "/plumbline/state", "/etc", "/proc", "/var", "/home"))
@@ -103,7 +103,7 @@ def _needs_claim(workspace: WorkspaceSpec) -> bool:
 
 
 def _invalid(observed: Observed, error: InvalidRun, now: float) -> Outcome:
-    """The spec is wrong: say where, start nothing; what runs from an earlier generation may end."""
+    """The spec is wrong: say where, start nothing; what runs from an earlier generation may end, and what serves goes on."""
     run = observed.run
     conditions = Conditions(run.status.conditions, run.meta.generation, now)
     words = str(error)
@@ -111,11 +111,16 @@ def _invalid(observed: Observed, error: InvalidRun, now: float) -> Outcome:
     conditions.set("Progressing", False, Reason.INVALID_SPEC, "the spec must be corrected first")
     conditions.set("Complete", False, Reason.NOT_FINISHED)
     conditions.set("Failed", True, Reason.INVALID_SPEC, words)
+    endpoint = None
+    if run.status.stages is not None:  # it was valid before
+        serving = [stage.name for stage in run.status.stages if stage.kind == "serve"]
+        endpoint = ready(observed, serving, conditions)
     found = conditions.list()
     changes = {
         "observed_generation": run.meta.generation,
         "conditions": found,
         "phase": phase(found, []),
+        "endpoint": endpoint,
         "completion_time": run.status.completion_time or timestamp(now),
     }
     return Outcome(run.status.model_copy(update=changes))

@@ -8,6 +8,7 @@ from plumbline.api.status import PlanStatus, RunStatus, StageStatus
 from plumbline_operator import attempts, endpoints
 from plumbline_operator.diagnosis import Cause
 from plumbline_operator.draft import Draft
+from plumbline_operator.observed import Observed
 from plumbline_operator.status import Conditions, Reason, condition, holds, phase, timestamp
 
 STARTABLE = ("Pending", "Suspended", "Waiting", "Running")
@@ -30,7 +31,8 @@ def summarise(
     all_stages = list(stages.values())
     conditions.set("Validated", True, Reason.VALID, _unknown_accelerators(draft))
     verdict = _gate(draft, stages, conditions)
-    endpoint = _ready(draft, conditions)
+    serving = [node.name for node in draft.graph.nodes if node.kind == "serve"]
+    endpoint = ready(draft.observed, serving, conditions)
     outcome = _outcome(draft, old, plan, all_stages, verdict, over)
     suspended = draft.spec.suspend and outcome is None
     if suspended:
@@ -137,19 +139,18 @@ def _gate(draft: Draft, stages: dict[str, StageStatus], conditions: Conditions) 
     return None
 
 
-def _ready(draft: Draft, conditions: Conditions) -> str | None:
-    """Whether every endpoint answers; returns the base URL of the last one that does."""
-    serving = [node.name for node in draft.graph.nodes if node.kind == "serve"]
+def ready(observed: Observed, serving: list[str], conditions: Conditions) -> str | None:
+    """Set whether the endpoint of every one of these stages answers; returns the base URL of the last one that does."""
     if not serving:
         conditions.set("Ready", False, Reason.NO_ENDPOINT, "the run has no serve stage")
         return None
-    silent = [name for name in serving if not endpoints.serves(endpoints.find(draft, name))]
+    silent = [name for name in serving if not endpoints.serves(endpoints.find(observed, name))]
     if silent:
         conditions.set("Ready", False, Reason.DEPLOYING, f"no endpoint answers yet: {', '.join(silent)}")
     else:
-        conditions.set("Ready", True, Reason.SERVING, ", ".join(endpoints.url(draft, name) for name in serving))
+        conditions.set("Ready", True, Reason.SERVING, ", ".join(endpoints.url(observed, name) for name in serving))
     answering = [name for name in serving if name not in silent]
-    return endpoints.url(draft, answering[-1]) if answering else None
+    return endpoints.url(observed, answering[-1]) if answering else None
 
 
 def _left(draft: Draft) -> str:

@@ -346,6 +346,25 @@ def test_an_invalid_spec_is_named_with_its_field_and_has_no_child() -> None:
     assert world.condition("Complete")["status"] == "True"
 
 
+def test_what_serves_is_watched_while_the_spec_is_invalid() -> None:
+    world = serving()
+    url = world.status["endpoint"]
+    world.edit(stages=[{"name": "live", "serve": {"replicas": -1}}])
+    assert step(world).delete == ()
+    assert (world.condition("Failed")["reason"], world.condition("Ready")["status"]) == ("InvalidSpec", "True")
+    assert world.status["endpoint"] == url
+    service = world.of("RayService")[0]
+    service["status"]["conditions"][0]["status"] = "False"
+    world.put(service)
+    step(world)
+    assert world.condition("Ready")["status"] == "False"
+    assert "endpoint" not in world.status
+    world.edit(stages=STAGES)
+    world.serve(service)
+    world.settle()
+    assert (world.condition("Complete")["status"], world.condition("Ready")["status"]) == ("True", "True")
+
+
 def test_a_path_needs_a_claim() -> None:
     run = run_object()
     run["spec"]["workspace"] = {"uri": ".plumbline/demo"}
