@@ -17,7 +17,7 @@ from plumbline.models.load import load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import Request, Scored, Scoring, Token
 from plumbline.serving.chat import ChatModel, ServedModel
-from plumbline.serving.engine_loading import EngineLimits
+from plumbline.serving.engine_loop import EngineLimits
 from plumbline.serving.engine_thread import EngineThread
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig
-from peft.utils.other import get_pattern_key
 
 from plumbline.errors import InvalidInput
+
+if TYPE_CHECKING:  # imported where it is used: a process that runs no adapter starts a second sooner
+    from peft import LoraConfig
 
 PREFIX = "base_model.model."
 A, B, LENGTHS = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
@@ -67,6 +69,8 @@ class AdaptedWeights:
 
     def scale(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732)."""
+        from peft.utils.other import get_pattern_key
+
         assert self._config is not None
         ranks, alphas = self._config.rank_pattern or {}, self._config.alpha_pattern or {}
         rank = ranks.get(get_pattern_key(list(ranks), module), self._config.r)

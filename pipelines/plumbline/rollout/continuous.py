@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.requests import RequestState
@@ -22,6 +22,9 @@ from plumbline.rollout.engine import NO_ADAPTER, Request, Scored, Scoring, Token
 from plumbline.rollout.probe import disagreement
 from plumbline.rollout.sampling import Running, check_request, draw
 from plumbline.rollout.scoring import Scorer
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 PAGE_TOKENS = 64
 READ_TOKENS = 2048  # read in one step; longer prompts take several. The mask is this times all pages

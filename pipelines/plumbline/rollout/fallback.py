@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig
 from transformers import DynamicCache, PreTrainedModel
 
 from plumbline.models.virtual_tokens import Prefix
@@ -17,6 +16,9 @@ from plumbline.rollout.decoder import linear_weights
 from plumbline.rollout.engine import NO_ADAPTER, Request, Scored, Scoring, Token
 from plumbline.rollout.sampling import Running, check_request, draw
 from plumbline.rollout.scoring import Scorer
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 class FallbackEngine:

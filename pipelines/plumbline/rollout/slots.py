@@ -6,10 +6,9 @@ from bisect import bisect
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig
-from transformers import PreTrainedModel
 
 from plumbline.rollout.adapter import AdaptedWeights
 from plumbline.rollout.decoder import Decoder, linear_weights
@@ -17,6 +16,10 @@ from plumbline.rollout.engine import NO_ADAPTER, Request, Scored, Scoring, Token
 from plumbline.rollout.low_rank import LowRank, SlotDeltas
 from plumbline.rollout.sampling import Running, check_request, common_length, draw
 from plumbline.rollout.scoring import Scorer
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
 
 PREFILL_TOKENS = 8192  # padding included; bounds the memory of one prefill
 SHARED_TOKENS = 32  # a shared beginning is copied from another slot where it is at least as long

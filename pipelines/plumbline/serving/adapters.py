@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
 from safetensors.torch import load_file
 
 from plumbline.api.base import ArtifactType
@@ -24,7 +23,6 @@ from plumbline.models.reference import ModelReference
 from plumbline.plan import Plan
 from plumbline.rollout.low_rank import LowRank
 from plumbline.serving.chat import ChatModel, ServedModel
-from plumbline.serving.engine_loading import start_engine
 from plumbline.serving.engine_thread import AdapterEngine, EngineThread
 from plumbline.serving.openai_answers import ModelCard, OpenAIError
 
@@ -114,6 +112,8 @@ class Base:
         Raises:
             InvalidInput: it cannot be loaded.
         """
+        from plumbline.serving.engine_loading import start_engine
+
         reference = adapters.base.reference
         bare = replace(reference, workspace=None, kind=None, fingerprint=None)
         self._identity, self._slots, self._max_rank = adapters.identity, slots, adapters.max_rank
@@ -196,6 +196,8 @@ class Base:
             return "the engine of its base cannot mix adapters"
         if adapter_type(reference) != "LORA":
             return f"its adapter is {adapter_type(reference)}, not LORA"
+        from peft import LoraConfig
+
         config = LoraConfig.from_pretrained(folder)
         if config.use_dora:
             return "DoRA changes the lengths of weights, which cannot be added beside them"

@@ -17,7 +17,7 @@ from plumbline.models.load import load_tokenizer
 from plumbline.models.reference import ModelReference
 from plumbline.plan import Plan
 from plumbline.rollout.engine import Request, Sampling, Token
-from plumbline.serving.engine_loading import EngineLimits, load_engine
+from plumbline.serving.engine_loop import EngineLimits
 from plumbline.serving.engine_process import EngineProcess
 from plumbline.serving.engine_readers import EngineReaders
 from plumbline.serving.engine_thread import AdapterEngine, EngineThread
@@ -123,6 +123,8 @@ class ChatModel:
         if apart:
             process = EngineProcess(served, slots, share)
             return cls(served, tokenizer, process, process.limits)
+        from plumbline.serving.engine_loading import load_engine  # brings what runs models, which the other process has
+
         engine, limits = load_engine(served, slots, share)
         return cls(served, tokenizer, EngineThread(engine, served.name), limits)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +12,7 @@ from plumbline.models.load import cache_bytes_per_token, end_tokens, load_for_ge
 from plumbline.models.virtual_tokens import Prefix
 from plumbline.rollout.decoder import linear_weights
 from plumbline.rollout.engine import Engine, Request, Sampling, build_engine, generate
+from plumbline.serving.engine_loop import EngineLimits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,21 +24,6 @@ log = logging.getLogger(__name__)
 CPU_CACHE_BYTES = 4 * 2**30  # for keys and values on a CPU, where untouched pages cost nothing
 GPU_CACHE_SHARE = 0.8  # of the memory that is free once the weights are there
 USEFUL_SLOTS = 16  # a context is shortened rather than serve fewer requests at a time
-
-
-@dataclass(frozen=True)
-class EngineLimits:
-    """What an engine takes.
-
-    Attributes:
-        max_length: longest prompt and answer together, in tokens.
-        max_scored: most tokens of a text to score.
-        vocabulary: tokens that there are.
-    """
-
-    max_length: int
-    max_scored: int
-    vocabulary: int
 
 
 def load_engine(served: ServedModel, slots: int, share: float) -> tuple[Engine, EngineLimits]:

@@ -15,6 +15,21 @@ TEXTS_AT_ONCE = 64  # of one reader
 
 
 @dataclass(frozen=True)
+class EngineLimits:
+    """What an engine takes.
+
+    Attributes:
+        max_length: longest prompt and answer together, in tokens.
+        max_scored: most tokens of a text to score.
+        vocabulary: tokens that there are.
+    """
+
+    max_length: int
+    max_scored: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
 class Texts:
     """Texts to score together, and the number of their reader."""
 

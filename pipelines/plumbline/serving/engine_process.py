@@ -10,12 +10,11 @@ from multiprocessing import Pipe
 from typing import TYPE_CHECKING
 
 from plumbline.errors import PlumblineError
-from plumbline.serving.engine_loop import Command
+from plumbline.serving.engine_loop import Command, EngineLimits
 from plumbline.serving.engine_readers import EngineReaders
 
 if TYPE_CHECKING:
     from plumbline.serving.chat import ServedModel
-    from plumbline.serving.engine_loading import EngineLimits
 
 HOST = "plumbline.serving.engine_host"
 
