@@ -22,9 +22,9 @@ from plumbline.external import TINY
 from plumbline.models.encoder import is_encoder, load_encoder
 from plumbline.models.reference import ModelReference
 from plumbline.serving.chat import ChatModel, ServedModel
-from plumbline.serving.embeddings import PASS_TEXTS, EmbeddingModel, EncoderThread, _Job, in_turns, load_served, passes
+from plumbline.serving.embeddings import PASS_TEXTS, EmbeddingModel, EncoderThread, _Job, in_turns, passes
 from plumbline.serving.http import create_app
-from plumbline.serving.models import Models
+from plumbline.serving.models import Models, load
 from plumbline.serving.openai_answers import OpenAIError
 from plumbline.serving.openai_requests import EmbeddingRequest
 from support.encoders import LONGEST, encoder_folder
@@ -40,14 +40,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> EmbeddingModel:
-    loaded = load_served(ServedModel("org/encoder", ModelReference(str(folder)), max_tokens=8), slots=4)
+    (loaded,) = load([ServedModel("org/encoder", ModelReference(str(folder)), max_tokens=8)], slots=4)
     assert isinstance(loaded, EmbeddingModel)
     return loaded
 
 
 @pytest.fixture(scope="module")
 def client(model: EmbeddingModel) -> Iterator[openai.OpenAI]:
-    chat = load_served(ServedModel("tiny", ModelReference(TINY), max_tokens=8), slots=2)
+    (chat,) = load([ServedModel("tiny", ModelReference(TINY), max_tokens=8)], slots=2)
     assert isinstance(chat, ChatModel)
     models = Models.of({"org/encoder": model, "tiny": chat})  # type: ignore[dict-item]
     with (

@@ -21,10 +21,10 @@ from plumbline.external import TINY
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import Request, Sampling, Scored, Scoring, Token
 from plumbline.serving.chat import ChatModel, ServedModel
-from plumbline.serving.engine_process import HOST, EngineProcess
+from plumbline.serving.engine_process import HOST, EngineProcess, HostProcess
 from plumbline.serving.engine_readers import EngineReaders
 from plumbline.serving.http import create_app
-from plumbline.serving.models import Models
+from plumbline.serving.models import Models, load
 from support.patience import PATIENCE, wait_for
 from support.served import ENDLESS, endless_model
 
@@ -33,10 +33,10 @@ SERVED = ServedModel("tiny", ModelReference(TINY), max_tokens=2000)
 
 @pytest.fixture(scope="module")
 def apart() -> Iterator[EngineProcess]:
-    engine = EngineProcess(SERVED, slots=4)
+    engine = EngineProcess(SERVED, 4, 1.0, HostProcess())
     yield engine
     engine.close()
-    engine._process.wait(PATIENCE)
+    engine._host.process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_what_the_engine_refuses_is_one_readers_matter(apart: EngineProcess) -> 
 
 
 def test_who_leaves_is_forgotten_and_closing_ends_the_process_and_wakes_who_waits(endless: ServedModel) -> None:
-    engine = EngineProcess(endless, slots=1)
+    engine = EngineProcess(endless, 1, 1.0, HostProcess())
     request = Request("r", (7,), Sampling(max_tokens=ENDLESS))
 
     async def run() -> None:
@@ -104,27 +104,27 @@ def test_who_leaves_is_forgotten_and_closing_ends_the_process_and_wakes_who_wait
             await waiting
 
     asyncio.run(run())
-    assert engine._process.wait(PATIENCE) == 0
+    assert engine._host.process.wait(PATIENCE) == 0
     assert engine.failure is None
 
 
 def test_a_model_that_cannot_be_loaded_is_told_in_its_own_words(tmp_path: Path) -> None:
     broken = replace(SERVED, reference=ModelReference(str(tmp_path / "nowhere")))
     with pytest.raises(InvalidInput, match="nowhere"):
-        EngineProcess(broken, slots=4)
+        EngineProcess(broken, 4, 1.0, HostProcess())
 
 
 def test_an_engine_that_is_killed_ends_its_answers_and_the_health_of_the_model(endless: ServedModel) -> None:
-    model = ChatModel.load(endless, slots=1, apart=True)
+    model = ChatModel.load(endless, slots=1, host=HostProcess())
     engine = model.engine
     assert isinstance(engine, EngineProcess)
 
     async def run() -> None:
         async with aclosing(engine.tokens(Request("r", (7,), Sampling(max_tokens=ENDLESS)), stream=True)) as tokens:
             await anext(tokens)
-            os.kill(engine._process.pid, signal.SIGTERM)  # as a whole group may get: nothing comes of it
+            os.kill(engine._host.process.pid, signal.SIGTERM)  # as a whole group may get: nothing comes of it
             await anext(tokens)
-            os.kill(engine._process.pid, signal.SIGKILL)
+            os.kill(engine._host.process.pid, signal.SIGKILL)
             with pytest.raises(PlumblineError, match="ended by signal 9"):
                 async for _ in tokens:
                     pass
@@ -138,6 +138,34 @@ def test_an_engine_that_is_killed_ends_its_answers_and_the_health_of_the_model(e
         assert client.get("/healthz").status_code == 503
 
 
+def test_of_several_models_each_has_a_process_and_none_is_left_where_one_cannot_be_loaded(tmp_path: Path) -> None:
+    def hosts() -> set[int]:
+        found = set()
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):  # it has ended
+                found |= {child.pid} if HOST in child.cmdline() else set()
+        return found
+
+    before = hosts()
+    loaded = load([SERVED, replace(SERVED, name="other")], slots=2)
+    assert [model.served.name for model in loaded] == ["tiny", "other"]
+    assert len(hosts() - before) == 2
+    for model in loaded:
+        model.engine.close()
+    wait_for(lambda: not hosts() - before)
+    with pytest.raises(InvalidInput):
+        load([SERVED, replace(SERVED, reference=ModelReference(str(tmp_path)))], slots=2)
+    assert not hosts() - before
+
+
+def test_a_replica_imports_nothing_that_runs_models() -> None:
+    program = (
+        "import sys, plumbline.serving.application; print({'transformers.modeling_utils', 'peft'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 PROGRAM = """
 import sys
 import plumbline.serving.engine_process as engine_process
@@ -146,7 +174,7 @@ from plumbline.models.reference import ModelReference
 from plumbline.serving.chat import ServedModel
 
 engine_process.HOST = sys.argv[1]
-engine_process.EngineProcess(ServedModel("tiny", ModelReference(TINY), max_tokens=8), slots=2)
+engine_process.EngineProcess(ServedModel("tiny", ModelReference(TINY), max_tokens=8), 2, 1.0, engine_process.HostProcess())
 print("loaded", flush=True)
 sys.stdin.read()
 """

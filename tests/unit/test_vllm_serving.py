@@ -27,7 +27,7 @@ from plumbline.rollout.engine import Request, Sampling
 from plumbline.rollout.vllm import PAGE_TOKENS
 from plumbline.serving.chat import ChatModel, ServedModel
 from plumbline.serving.embeddings import EmbeddingModel
-from plumbline.serving.engine_process import EngineProcess
+from plumbline.serving.engine_process import EngineProcess, HostProcess
 from plumbline.serving.http import create_app
 from plumbline.serving.models import Models
 from plumbline.serving.release import policy
@@ -102,7 +102,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ChatM
     for name, reference in {"plain": ModelReference(TINY), "tuned": tuned}.items():
         loaded[f"{name}-auto"] = ChatModel.load(ServedModel(f"{name}-auto", reference, 1900), slots=4)
         served = ServedModel(f"{name}-vllm", reference, 1900, "vllm")
-        loaded[served.name] = ChatModel.load(served, slots=4, apart=True)
+        loaded[served.name] = ChatModel.load(served, slots=4, host=HostProcess())
     yield loaded
     for model in loaded.values():
         model.engine.close()

@@ -23,6 +23,7 @@ from plumbline.models.reference import ModelReference
 from plumbline.plan import Plan
 from plumbline.rollout.low_rank import LowRank
 from plumbline.serving.chat import ChatModel, ServedModel
+from plumbline.serving.engine_process import HostProcess
 from plumbline.serving.engine_thread import AdapterEngine, EngineThread
 from plumbline.serving.openai_answers import ModelCard, OpenAIError
 
@@ -151,7 +152,7 @@ class Base:
         adapter = self._beside(served.reference, tokenizer)
         if isinstance(adapter, str):
             log.warning("model '%s' gets an engine of its own: %s", served.name, adapter)
-            return ChatModel.load(served, self._slots, share, apart=True), self.bytes
+            return ChatModel.load(served, self._slots, share, host=HostProcess()), self.bytes
         return self._view(served, adapter, tokenizer), adapter.bytes if adapter is not None else 0
 
     def check(self, reference: ModelReference) -> None:

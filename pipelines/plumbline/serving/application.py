@@ -23,10 +23,9 @@ from plumbline.serving import autoscaling
 from plumbline.serving.adapters import Adapters, Base, ServedAdapters
 from plumbline.serving.admission.gate import Admission, AdmissionSettings
 from plumbline.serving.admission.replicas import follow_replicas
-from plumbline.serving.chat import ChatModel, ServedModel
-from plumbline.serving.embeddings import EmbeddingModel, load_served
+from plumbline.serving.chat import ServedModel
 from plumbline.serving.http import create_app
-from plumbline.serving.models import Models
+from plumbline.serving.models import AnyModel, Models, load
 from plumbline.serving.prometheus import ServingMetrics
 from plumbline.serving.release.controller import ReleaseArguments, Report, State, connect
 from plumbline.serving.release.record import Version
@@ -86,7 +85,7 @@ class ModelServer:
         if self._admission is not None and settings is not None and settings.elastic:
             self._dividing = asyncio.create_task(follow_replicas(self._admission.callers))
         served = TypeAdapter(list[ServedModel]).validate_python(models)
-        loaded = {model.name: load_served(model, slots, share=1 / (len(served) - i)) for i, model in enumerate(served)}
+        loaded = dict(zip([model.name for model in served], load(served, slots), strict=True))
         self._base, self._models = None, Models.of(loaded)
         if adapters:
             beside = TypeAdapter(ServedAdapters).validate_python(adapters)
@@ -100,9 +99,9 @@ class ModelServer:
         """Load what the release's controller says is stable, and follow it from now on."""
         share = BESIDE if arguments.rules else 1.0
 
-        def load(version: Version) -> ChatModel | EmbeddingModel:
+        def load_version(version: Version) -> AnyModel:
             served = TypeAdapter(ServedModel).validate_python(version.model)
-            return self._base.load(served, share)[0] if self._base else load_served(served, slots, share)
+            return self._base.load(served, share)[0] if self._base else load([served], slots, share)[0]
 
         controller = connect(arguments)
 
@@ -117,8 +116,8 @@ class ModelServer:
                 raise
 
         state: State = await controller.state.remote()
-        self._models.put(state.stable.name, await asyncio.to_thread(load, state.stable))
-        release = Release(state, self._models, load, tell)
+        self._models.put(state.stable.name, await asyncio.to_thread(load_version, state.stable))
+        release = Release(state, self._models, load_version, tell)
         following = asyncio.create_task(release.follow())
 
         def leave() -> None:

@@ -6,7 +6,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from plumbline.models.reference import ModelReference
 from plumbline.plan import Plan
 from plumbline.rollout.engine import Request, Sampling, Token
 from plumbline.serving.engine_loop import EngineLimits
-from plumbline.serving.engine_process import EngineProcess
+from plumbline.serving.engine_process import EngineProcess, HostProcess
 from plumbline.serving.engine_readers import EngineReaders
 from plumbline.serving.engine_thread import AdapterEngine, EngineThread
 from plumbline.serving.openai_answers import FinishReason, OpenAIError
@@ -107,24 +107,28 @@ class ChatModel:
         self.created = int(time.time())
 
     @classmethod
-    def load(cls, served: ServedModel, slots: int, share: float = 1.0, *, apart: bool = False) -> ChatModel:
+    def load(cls, served: ServedModel, slots: int, share: float = 1.0, *, host: HostProcess | None = None) -> ChatModel:
         """Load the model with its adapter, and let it answer one token.
 
         Args:
             served: what to load.
             slots: requests to work on at the same time, fewer where memory is short.
             share: part of the memory for keys and values that this model may take.
-            apart: whether the engine has a process of its own.
+            host: a process for the engine alone, which is taken over; without it is a thread of this one.
 
         Raises:
             InvalidInput: the model or its tokenizer cannot be loaded.
         """
-        tokenizer = load_tokenizer(served.reference)
-        if apart:
-            process = EngineProcess(served, slots, share)
+        if host is not None:
+            with ExitStack() as failed:
+                failed.callback(host.close)
+                tokenizer = load_tokenizer(served.reference)
+                process = EngineProcess(served, slots, share, host)
+                failed.pop_all()
             return cls(served, tokenizer, process, process.limits)
         from plumbline.serving.engine_loading import load_engine  # brings what runs models, which the other process has
 
+        tokenizer = load_tokenizer(served.reference)
         engine, limits = load_engine(served, slots, share)
         return cls(served, tokenizer, EngineThread(engine, served.name), limits)
 

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from plumbline.errors import InvalidInput, PlumblineError
-from plumbline.models.encoder import Encoder, is_encoder, load_encoder
-from plumbline.serving.chat import LONGEST_TOKEN, ChatModel, ServedModel
+from plumbline.models.encoder import Encoder, load_encoder
+from plumbline.serving.chat import LONGEST_TOKEN, ServedModel
 from plumbline.serving.openai_answers import Embedding, EmbeddingList, EmbeddingUsage, OpenAIError
 from plumbline.serving.openai_requests import EmbeddingRequest
 
@@ -99,13 +99,6 @@ class EmbeddingModel:
             data=[Embedding(index=i, embedding=_written(v, body.encoding_format)) for i, v in enumerate(vectors)],
             usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
         )
-
-
-def load_served(served: ServedModel, slots: int, share: float = 1.0) -> ChatModel | EmbeddingModel:
-    """Load a model as what it is: an encoder, or one that writes text, with its engine in a process of its own; see `ChatModel.load`."""
-    if is_encoder(served.reference):
-        return EmbeddingModel.load(served)
-    return ChatModel.load(served, slots, share, apart=True)
 
 
 class _Job:

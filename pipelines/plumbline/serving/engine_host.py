@@ -11,6 +11,8 @@ import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
+import transformers.modeling_utils  # noqa: F401  every model needs it, and what to load may not be known yet
+
 from plumbline.errors import PlumblineError, one_line
 from plumbline.serving.engine_loading import load_engine
 from plumbline.serving.engine_loop import Command, EngineLoop

@@ -19,13 +19,34 @@ if TYPE_CHECKING:
 HOST = "plumbline.serving.engine_host"
 
 
+class HostProcess:
+    """A process for an engine to come. It begins at once with what takes seconds and needs no model: its imports.
+
+    It ends with this one, however that ends.
+    """
+
+    def __init__(self) -> None:
+        self.connection, theirs = Pipe()
+        with theirs:
+            number = theirs.fileno()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", HOST, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL
+            )
+
+    def close(self) -> None:
+        """End it, and wait until it has ended."""
+        self.connection.close()
+        self.process.wait()
+
+
 class EngineProcess(EngineReaders):
-    """See `EngineReaders`. The process ends with this one, however that ends; that it has ended is a failure.
+    """See `EngineReaders`. That its process has ended is a failure.
 
     Args:
         served: the model to load there.
         slots: requests to work on at the same time, fewer where memory is short.
         share: part of the memory for keys and values that it may take.
+        host: where, and nobody else has it from now on.
 
     Attributes:
         limits: what the engine takes.
@@ -35,14 +56,9 @@ class EngineProcess(EngineReaders):
         PlumblineError: the process ended before it was loaded.
     """
 
-    def __init__(self, served: ServedModel, slots: int, share: float = 1.0) -> None:
+    def __init__(self, served: ServedModel, slots: int, share: float, host: HostProcess) -> None:
         super().__init__(served.name)
-        self._connection, theirs = Pipe()
-        with theirs:
-            number = theirs.fileno()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", HOST, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL
-            )
+        self._host, self._connection = host, host.connection
         self.limits = self._loaded(served, slots, share)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         for work in (self._forward, self._listen):
@@ -58,8 +74,7 @@ class EngineProcess(EngineReaders):
         except (EOFError, OSError):
             found = PlumblineError(f"the process of model '{self._name}' {self._end()} while it loaded the model")
         if isinstance(found, Exception):
-            self._connection.close()  # with which it ends
-            self._process.wait()
+            self._host.close()
             raise found
         return found
 
@@ -92,5 +107,5 @@ class EngineProcess(EngineReaders):
             raise
 
     def _end(self) -> str:
-        code = self._process.wait()
+        code = self._host.process.wait()
         return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, closing
 
+from plumbline.models.encoder import is_encoder
 from plumbline.serving.adapters import Adapters
-from plumbline.serving.chat import ChatModel
+from plumbline.serving.chat import ChatModel, ServedModel
 from plumbline.serving.embeddings import EmbeddingModel
+from plumbline.serving.engine_process import HostProcess
 from plumbline.serving.openai_answers import ModelCard, OpenAIError
 
 NAMED = 20  # models in a message
 AnyModel = ChatModel | EmbeddingModel
+
+
+def load(models: Sequence[ServedModel], slots: int, share: float = 1.0) -> list[AnyModel]:
+    """Load models as what they are: encoders, or such as write text, each with its engine in a process of its own.
+
+    The processes begin together; the models come one after the other, each to its part of the memory that is left.
+
+    Args:
+        models: what to load.
+        slots: see `ChatModel.load`.
+        share: of all together; see `ChatModel.load`.
+
+    Raises:
+        InvalidInput: one cannot be loaded; none is left behind.
+    """
+    with ExitStack() as failed:
+        encoders = [is_encoder(model.reference) for model in models]
+        hosts = [None if encoder else failed.enter_context(closing(HostProcess())) for encoder in encoders]
+        loaded: list[AnyModel] = []
+        for model, host in zip(models, hosts, strict=True):
+            part = share / (len(models) - len(loaded))
+            loaded.append(ChatModel.load(model, slots, part, host=host) if host else EmbeddingModel.load(model))
+        failed.pop_all()
+        return loaded
 
 
 class Models:
