@@ -86,7 +86,8 @@ def test_killed_at_every_stage_it_ends_with_the_same_artifacts(runs: Runs, strai
 def test_interrupted_by_the_user_it_says_so_and_continues(runs: Runs, straight: Path) -> None:
     runs.begin_with(straight, "curate")
     file = runs.file(LONG_SFT)
-    code, err = runs.interrupt(file, at("sft", step=5), signal.SIGINT, "--until", "sft")
+    # The checkpoint of step 8 is begun only when that of step 4 is whole.
+    code, err = runs.interrupt(file, at("sft", step=9), signal.SIGINT, "--until", "sft")
     assert code == 130
     assert "the same command continues" in err
     assert not leftovers(runs.folder / "workspace")
