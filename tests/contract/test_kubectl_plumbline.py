@@ -315,11 +315,13 @@ def test_logs_are_followed_from_attempt_to_attempt(
     own = {labels.STAGE: "sft", "ray.io/node-type": "head"}
 
     def attempts() -> None:
-        for number in (1, 2):
-            cluster.pod(f"{cluster.name}-{number}", own)
-            wait_for(lambda number=number: any(f"{cluster.name}-{number}/" in path for path in asked))
-            cluster.delete_pod(f"{cluster.name}-{number}")
-        cluster.status(AT_WORK | {"stages": stages(DATA, SFT | {"phase": "Failed"})})
+        try:
+            for number in (1, 2):
+                cluster.pod(f"{cluster.name}-{number}", own)
+                wait_for(lambda number=number: any(f"{cluster.name}-{number}/" in path for path in asked))
+                cluster.delete_pod(f"{cluster.name}-{number}")
+        finally:  # else it is followed for ever
+            cluster.status(AT_WORK | {"stages": stages(DATA, SFT | {"phase": "Failed"})})
 
     acting = threading.Thread(target=attempts)
     acting.start()

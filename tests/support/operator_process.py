@@ -35,9 +35,17 @@ class Operator:
                 stderr=log,
                 env=os.environ | self._environment,
             )
+
+        def ready() -> bool:
+            if self._process is not None and self._process.poll() is not None:
+                raise RuntimeError(words())
+            return self.probe("/readyz") == 200
+
+        def words() -> str:
+            return f"{self.name} did not get ready:\n{self.log.read_text()[-4000:]}"
+
         if wait:
-            wait_for(lambda: self._process.poll() is not None or self.probe("/readyz") == 200, why=self.log.read_text)
-            assert self._process.poll() is None, f"{self.name} did not get ready:\n{self.log.read_text()[-4000:]}"
+            wait_for(ready, why=words)
 
     def send(self, number: signal.Signals) -> int | None:
         """Send a signal and wait for the end; returns the exit code."""

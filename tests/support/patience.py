@@ -8,9 +8,9 @@ from typing import TypeVar
 
 Found = TypeVar("Found")
 
-PATIENCE = 240.0  # seconds: two busy cores take a minute and more to start three processes with torch
+PATIENCE = 200.0  # seconds: two busy cores take a minute and more to start three processes with torch
 PAUSE = 0.05
-STANDSTILL = 2.0  # seconds: a round that took longer says that the whole machine stood still
+STANDSTILL = 2.0  # seconds: a pause that took longer says that the whole machine stood still
 
 
 def wait_for(
@@ -20,7 +20,7 @@ def wait_for(
 ) -> Found:
     """Ask until the answer is true, and return it.
 
-    A machine may stand still for a minute, and what is waited for with it: such a round counts as `STANDSTILL`.
+    A machine may stand still for a minute, and what is waited for with it: such a pause counts as `STANDSTILL`.
 
     Args:
         condition: what to wait for; may raise when there is nothing to wait for any more.
@@ -30,11 +30,13 @@ def wait_for(
     Raises:
         TimeoutError: with `why`.
     """
-    waited, before = 0.0, time.monotonic()
+    waited, began = 0.0, time.monotonic()
     while not (found := condition()):
+        asked = time.monotonic()
         if waited > seconds:
             raise TimeoutError(why())
         time.sleep(PAUSE)
-        now = time.monotonic()
-        waited, before = waited + min(now - before, STANDSTILL), now
+        paused = time.monotonic()
+        waited += asked - began + min(paused - asked, STANDSTILL)
+        began = paused
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
 from plumbline.errors import InvalidInput, PlumblineError
-from plumbline.external import TINY
+from plumbline.external import TINY, tiny_folder
 from plumbline.models.reference import ModelReference
 from plumbline.rollout.engine import Request, Sampling, Scored, Scoring, Token
 from plumbline.serving.chat import ChatModel, ServedModel
@@ -153,15 +156,25 @@ def test_of_several_models_each_has_a_process_and_none_is_left_where_one_cannot_
     for model in loaded:
         model.engine.close()
     wait_for(lambda: not hosts() - before)
-    with pytest.raises(InvalidInput):
-        load([SERVED, replace(SERVED, reference=ModelReference(str(tmp_path)))], slots=2)
+    broken = shutil.copytree(tiny_folder(), tmp_path / "broken")
+    save_file({"other": torch.zeros(1)}, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InvalidInput, match="do not fit"):
+        load([SERVED, replace(SERVED, name="broken", reference=ModelReference(str(broken))), SERVED], slots=2)
     assert not hosts() - before
 
 
 def test_a_replica_imports_nothing_that_runs_models() -> None:
-    program = (
-        "import sys, plumbline.serving.application; print({'transformers.modeling_utils', 'peft'} & sys.modules.keys())"
-    )
+    program = """
+import sys
+import plumbline.serving.application
+from plumbline.external import TINY
+from plumbline.models.encoder import is_encoder
+from plumbline.models.load import load_tokenizer
+from plumbline.models.reference import ModelReference
+
+load_tokenizer(ModelReference(TINY)), is_encoder(ModelReference(TINY))
+print({"transformers.modeling_utils", "peft"} & sys.modules.keys())
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -124,8 +124,9 @@ class ChatModel:
                 failed.callback(host.close)
                 tokenizer = load_tokenizer(served.reference)
                 process = EngineProcess(served, slots, share, host)
+                model = cls(served, tokenizer, process, process.limits)
                 failed.pop_all()
-            return cls(served, tokenizer, process, process.limits)
+            return model
         from plumbline.serving.engine_loading import load_engine  # brings what runs models, which the other process has
 
         tokenizer = load_tokenizer(served.reference)

@@ -11,7 +11,7 @@ import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-import transformers.modeling_utils  # noqa: F401  every model needs it, and what to load may not be known yet
+import transformers.modeling_utils  # noqa: F401  every model needs it; so it is there before the model is known
 
 from plumbline.errors import PlumblineError, one_line
 from plumbline.serving.engine_loading import load_engine

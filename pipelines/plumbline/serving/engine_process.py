@@ -34,9 +34,10 @@ class HostProcess:
             )
 
     def close(self) -> None:
-        """End it, and wait until it has ended."""
-        self.connection.close()
+        """End it, whatever it is in the middle of, and wait until it has ended."""
+        self.process.kill()  # the end of the connection would not reach it while a thread of ours reads from that
         self.process.wait()
+        self.connection.close()
 
 
 class EngineProcess(EngineReaders):

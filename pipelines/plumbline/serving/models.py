@@ -36,6 +36,7 @@ def load(models: Sequence[ServedModel], slots: int, share: float = 1.0) -> list[
         for model, host in zip(models, hosts, strict=True):
             part = share / (len(models) - len(loaded))
             loaded.append(ChatModel.load(model, slots, part, host=host) if host else EmbeddingModel.load(model))
+            failed.callback(loaded[-1].engine.close)
         failed.pop_all()
         return loaded
 
