@@ -7,7 +7,6 @@ import itertools
 import time
 import urllib.error
 import urllib.request
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -140,12 +139,13 @@ class Installation:
         time.sleep(pause)
         self.server.start_api()
         paths = [RUNS.path(), PODS.path(), LEASES.path(self.release.namespace, self.release.lease)]
-        # It may know one Role before another, and forbid once more what it has just allowed.
-        allowed: deque[bool] = deque(maxlen=3)
 
         def settled() -> bool:
-            allowed.append(all(self._code(path) == 200 for path in paths))
-            return len(allowed) == 3 and all(allowed)
+            for _ in range(3):  # it may know one Role before another, and forbid once more what it has just allowed
+                time.sleep(0.1)
+                if any(self._code(path) != 200 for path in paths):
+                    return False
+            return True
 
         wait_for(settled)
         self.proxy.requests[:] = [one for one in self.proxy.requests if one.code not in (401, 403)]

@@ -23,7 +23,6 @@ from support.patience import wait_for
 from support.ports import free_port
 
 POLL = 0.1
-PATIENCE = 120  # seconds for a node to start or end
 HEAD = "head"
 DRAIN = 180  # seconds that a node waits on SIGTERM for its work to end, as a worker Pod does; without work it goes at once
 # Whoever vanishes is missed sooner than by default, and nobody who only stalls for ten seconds.

@@ -9,7 +9,7 @@ from typing import TypeVar
 Found = TypeVar("Found")
 
 PATIENCE = 200.0  # seconds: two busy cores take a minute and more to start three processes with torch
-PAUSE = 0.05
+PAUSES = 0.02, 0.2  # seconds, shortest and longest: to ask can cost more than what is waited for
 STANDSTILL = 2.0  # seconds: a pause that took longer says that the whole machine stood still
 
 
@@ -35,7 +35,7 @@ def wait_for(
         asked = time.monotonic()
         if waited > seconds:
             raise TimeoutError(why())
-        time.sleep(PAUSE)
+        time.sleep(min(max(PAUSES[0], waited / 10), PAUSES[1]))
         paused = time.monotonic()
         waited += asked - began + min(paused - asked, STANDSTILL)
         began = paused

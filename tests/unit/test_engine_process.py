@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,8 +113,8 @@ def test_who_leaves_is_forgotten_and_closing_ends_the_process_and_wakes_who_wait
 
 def test_a_model_that_cannot_be_loaded_is_told_in_its_own_words(tmp_path: Path) -> None:
     broken = replace(SERVED, reference=ModelReference(str(tmp_path / "nowhere")))
-    with pytest.raises(InvalidInput, match="nowhere"):
-        EngineProcess(broken, 4, 1.0, HostProcess())
+    with closing(HostProcess()) as host, pytest.raises(InvalidInput, match="nowhere"):
+        EngineProcess(broken, 4, 1.0, host)
 
 
 def test_an_engine_that_is_killed_ends_its_answers_and_the_health_of_the_model(endless: ServedModel) -> None:

@@ -47,7 +47,7 @@ class EngineProcess(EngineReaders):
         served: the model to load there.
         slots: requests to work on at the same time, fewer where memory is short.
         share: part of the memory for keys and values that it may take.
-        host: where, and nobody else has it from now on.
+        host: where; whoever gave it ends it if this fails.
 
     Attributes:
         limits: what the engine takes.
@@ -59,7 +59,7 @@ class EngineProcess(EngineReaders):
 
     def __init__(self, served: ServedModel, slots: int, share: float, host: HostProcess) -> None:
         super().__init__(served.name)
-        self._host, self._connection = host, host.connection
+        self._host = host
         self.limits = self._loaded(served, slots, share)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         for work in (self._forward, self._listen):
@@ -70,12 +70,11 @@ class EngineProcess(EngineReaders):
 
     def _loaded(self, served: ServedModel, slots: int, share: float) -> EngineLimits:
         try:
-            self._connection.send((served, slots, share))
-            found: EngineLimits | Exception = self._connection.recv()
+            self._host.connection.send((served, slots, share))
+            found: EngineLimits | Exception = self._host.connection.recv()
         except (EOFError, OSError):
             found = PlumblineError(f"the process of model '{self._name}' {self._end()} while it loaded the model")
         if isinstance(found, Exception):
-            self._host.close()
             raise found
         return found
 
@@ -83,8 +82,8 @@ class EngineProcess(EngineReaders):
         """In a thread, as a pipe that is full would hold up the event loop."""
         try:
             while (command := self._commands.get()) is not None:
-                self._connection.send(command)
-            self._connection.send(None)
+                self._host.connection.send(command)
+            self._host.connection.send(None)
         except OSError:  # `_listen` learns of it
             pass
         except Exception as error:  # else all would wait for ever
@@ -94,7 +93,7 @@ class EngineProcess(EngineReaders):
     def _listen(self) -> None:
         try:
             while True:
-                news = self._connection.recv()
+                news = self._host.connection.recv()
                 if isinstance(news, Exception):
                     self._fail(news)
                 else:
